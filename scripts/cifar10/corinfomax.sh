@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# corinfomax on CIFAR-10: pretrain, linear, kNN, report. Recipe: solo_minent/recipes/cifar10/corinfomax.yaml,
+# hyper-parameters published by its authors; written for one GPU.
+#   bash scripts/cifar10/corinfomax.sh data.root=/data/cifar10
+set -euo pipefail
+exec bash "$(dirname "$0")/../run.sh" cifar10/corinfomax "$@"

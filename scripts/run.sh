@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Pretrains one recipe and evaluates it: linear, kNN, and against its baselines with a picture.
+#   bash scripts/run.sh cifar10/minent data.root=/data max_epochs=10
+# Started again after an interruption it continues. SOLO_MINENT names another solo-minent command.
+set -euo pipefail
+recipe=$1
+shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+default=$here/.venv/bin/solo-minent
+[ -x "$default" ] || default=solo-minent
+solo_minent=${SOLO_MINENT:-$default}
+
+"$solo_minent" pretrain --recipe "$recipe" "$@"
+"$solo_minent" linear --recipe "$recipe" "$@"
+"$solo_minent" knn --recipe "$recipe" "$@"
+"$solo_minent" report --recipe "$recipe" "$@"

@@ -1,0 +1,51 @@
+"""Package metadata of solo-minent."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "solo_minent" / "__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+EXTRAS = {
+    "dali": ["nvidia-dali-cuda130>=1.50; platform_system == 'Linux'"],
+    "umap": ["umap-learn>=0.5.5"],
+    "h5": ["h5py>=3.10"],
+    "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6"],
+}
+EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
+
+setup(
+    name="solo-minent",
+    version=VERSION,
+    description="MinEnt, MEC, TWIST and CorInfoMax as solo-learn methods",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["solo_minent", "solo_minent.*"]),
+    package_data={"solo_minent": ["recipes/*/*.yaml"]},
+    # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "lightning>=2.5",
+        "torchmetrics>=1.0",
+        "timm>=1.0",
+        "hydra-core>=1.3",
+        "numpy",
+        "pillow",
+        "pandas>=2.0",
+        "scipy",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.7",
+        "rich>=13",
+        "safetensors>=0.4",
+        "einops",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["solo-minent = solo_minent.cli:main"]},
+)

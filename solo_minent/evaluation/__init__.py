@@ -1,0 +1,1 @@
+"""Evaluation: features in, metrics out."""

@@ -1,0 +1,237 @@
+"""The part of a method's LightningModule that is the same on both versions of solo-learn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from solo_minent.errors import UserError
+from solo_minent.methods.base import Progress, SSLMethod
+
+OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
+
+
+class MethodModule:
+    """Goes in front of a method and solo-learn's `BaseMethod`, which does what it always does.
+
+    Attributes:
+        method_class: the method as it was written, without a host.
+    """
+
+    method_class: ClassVar[type[SSLMethod]]
+    lr_factor: Callable[[int], float] | None = None
+
+    def _finish(
+        self,
+        params: Any,
+        backbone: nn.Module | None,
+        lr_factor: Callable[[int], float] | None,
+    ) -> None:
+        """After solo-learn's constructor: our backbone in its place, then the method's heads."""
+        self.lr_factor = lr_factor
+        if backbone is not None:
+            self._set_backbone(backbone)
+            self.features_dim = backbone.num_features
+            self.classifier = nn.Linear(self.features_dim, self.num_classes)
+        self.setup_method(params)
+
+    # Training.
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        self._last_step = self.trainer.global_step
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The method's loss plus that of solo-learn's online classifier (on detached features).
+
+        Args:
+            batch: `[indexes, [view, …], targets]`; a view is (B, 3, H, W), targets are (B,).
+            batch_idx: index of the batch.
+
+        Returns:
+            The sum, a scalar of the classifier's dtype.
+        """
+        out = super().training_step(batch, batch_idx)
+        views = batch[1]
+        crops = [views] if isinstance(views, Tensor) else list(views)
+        terms = self.ssl_step(crops, out["feats"], self._progress(self.trainer.global_step))
+        logged = {f"train_{self.name}_{term}": value for term, value in terms.items()}
+        self.log_dict(logged, on_epoch=True, sync_dist=True)
+        class_loss = out["loss"]
+        return terms["loss"].to(class_loss.dtype) + class_loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves the teacher if the optimiser has made a step (not while gradients accumulate)."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        step = self.trainer.global_step
+        if self.teacher and step > self._last_step:
+            self.log("tau", self.update_teacher(self._progress(step - 1)))
+        self._last_step = step
+
+    def _progress(self, step: int) -> Progress:
+        total_epochs = self.trainer.max_epochs
+        if total_epochs is None or total_epochs < 1:  # the Trainer was given max_steps
+            total_epochs = self.max_epochs
+        return Progress(step, self._total_steps, self.trainer.current_epoch, total_epochs)
+
+    # Optimisation.
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Optimiser groups: backbone, online classifier, and the method's own."""
+        return super().learnable_params + self.extra_params()
+
+    def configure_optimizers(self) -> Any:
+        """solo-learn's optimiser, with solo-learn's scheduler or with `lr_factor` every step."""
+        if self.lr_factor is None:
+            return super().configure_optimizers()
+        optimizer = super().configure_optimizers()
+        factor = self.lr_factor
+        # A plain function is not put into the scheduler's state_dict; other callables are.
+        scheduler = LambdaLR(optimizer, lambda step: factor(step))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def adapted_class(
+    method: type[SSLMethod], host_module: type, base: type, namespace: dict[str, Any]
+) -> type:
+    """Class of `host_module` (a MethodModule), `method` and solo-learn's `base`, in this order."""
+    return type(
+        method.__name__,
+        (host_module, method, base),
+        {"__doc__": method.__doc__, "__module__": method.__module__, "method_class": method}
+        | namespace,
+    )
+
+
+def put_into(methods: dict[str, type], method: type[SSLMethod], adapted: type) -> type:
+    """`methods[name] = adapted`, unless something else has this name.
+
+    Raises:
+        UserError: the name belongs to another method.
+    """
+    there = methods.setdefault(method.name, adapted)
+    if there is not adapted:
+        raise UserError(
+            f"method name is taken in solo.methods.METHODS: {method.name} is "
+            f"{there.__module__}.{there.__qualname__}. Each name belongs to one method. "
+            f"Rename the attribute `name` of {method.__module__}.{method.__qualname__}."
+        )
+    return adapted
+
+
+def find_method(methods: Mapping[str, type], name: str) -> type:
+    """The adapted method of this name in solo-learn's table.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = methods.get(name)
+    if found is None or not issubclass(found, MethodModule):
+        ours = sorted(n for n, cls in methods.items() if issubclass(cls, MethodModule))
+        raise UserError(
+            f"method is not registered: {name}. Registered are {', '.join(ours) or 'none'}. "
+            "Call solo_minent.register() first."
+        )
+    return found
+
+
+def make_params(method: type[SSLMethod], values: Mapping[str, Any]) -> Any:
+    """The method's `Params` from plain values or a DictConfig; absent ones take their default.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or one that `Params` refuses.
+    """
+    known = [field.name for field in dataclasses.fields(method.Params)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UserError(
+            f"method_kwargs of {method.name} has an unknown key: {', '.join(unknown)}. "
+            f"It takes {', '.join(known)}. Remove or correct the key."
+        )
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method.Params), values))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"method_kwargs of {method.name} has a wrong value: {reason}. "
+            f"The types are those of {method.Params.__qualname__}. Correct the value."
+        ) from error
+
+
+def check_backbone(backbone: nn.Module) -> None:
+    """Refuses a backbone that does not say how many features it gives."""
+    if not isinstance(getattr(backbone, "num_features", None), int):
+        raise UserError(
+            f"backbone has no integer num_features: {type(backbone).__name__}. It is the number of "
+            "features of an image. Set backbone.num_features."
+        )
+
+
+def check_optimizer(name: str, allowed: Sequence[str] = OPTIMIZERS) -> None:
+    """Refuses an optimiser that solo-learn does not have."""
+    if name not in allowed:
+        raise UserError(
+            f"optimizer is unknown to solo-learn: {name}. It is one of {', '.join(allowed)}. "
+            f"Set optimizer.name={allowed[0]}."
+        )
+
+
+def check_scheduler(name: str, allowed: Sequence[str]) -> None:
+    """Refuses a scheduler that the installed solo-learn does not have."""
+    if name not in allowed:
+        raise UserError(
+            f"scheduler is unknown to this solo-learn: {name}. It is one of {', '.join(allowed)}. "
+            f"Set scheduler.name={allowed[0]}, or give lr_factor."
+        )
+
+
+def without_weight_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Splits each optimiser group: biases and norms (one dimension or none) get no decay."""
+    split = []
+    for group in groups:
+        params = list(group["params"])
+        decayed = [p for p in params if p.ndim > 1]
+        rest = [p for p in params if p.ndim <= 1]
+        if decayed:
+            split.append({**group, "params": decayed})
+        if rest:
+            name = {"name": f"{group['name']}_no_decay"} if "name" in group else {}
+            split.append({**group, **name, "params": rest, "weight_decay": 0})
+    return split
+
+
+def backbone_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's weights out of a method's, under the backbone's own names.
+
+    Args:
+        state_dict: of a method's module on either version of solo-learn, where the backbone's
+            names begin with `encoder.` (wheel) or `backbone.` (source).
+
+    Raises:
+        UserError: there is no backbone in it.
+    """
+    for prefix in ("backbone.", "encoder."):
+        state = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        if state:
+            return state
+    raise UserError(
+        f"state_dict has no backbone: {len(state_dict)} entries, none begins with backbone. or "
+        "encoder. as solo-learn's do. Pass the state_dict of a pretraining checkpoint."
+    )
+
+
+def rng_untouched() -> Any:
+    """Context in which random numbers may be drawn that the run does not notice (CPU only)."""
+    return torch.random.fork_rng(devices=[])

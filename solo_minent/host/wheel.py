@@ -1,0 +1,497 @@
+"""solo-learn 1.0.2, the release on PyPI (November 2021), on today's libraries.
+
+Its collaborators are rebound to subclasses, and its methods get a mixin in front; no class of it
+is changed, and no code of it is copied. Names are not rebound in the modules that define methods:
+solo-learn's `super(VICReg, VICReg)` would then call itself for ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+from solo_minent.errors import UserError
+from solo_minent.host import imports, registry, shared
+from solo_minent.host.module import (
+    MethodModule,
+    adapted_class,
+    backbone_state,
+    check_backbone,
+    check_optimizer,
+    check_scheduler,
+    find_method,
+    make_params,
+    put_into,
+    rng_untouched,
+    without_weight_decay,
+)
+from solo_minent.host.registry import adaptation
+from solo_minent.host.schedulers import PlainState
+from solo_minent.host.shared import LINEAR_SCHEDULERS, LinearConfig
+from solo_minent.methods.base import SSLMethod
+
+if TYPE_CHECKING:
+    from solo_minent.config import RunConfig
+
+imports.check_not_imported()
+with (
+    imports.quietly(),
+    registry.importing("pl_bolts", "distutils", "lightning_pytorch", "timm_registry"),
+):
+    import solo.methods
+    from solo.methods import METHODS, base, linear
+    from solo.utils import checkpointer, knn, lars, metrics
+
+    try:
+        from solo.utils import auto_umap
+    except ImportError:  # umap, wandb, seaborn or pandas is missing
+        auto_umap = None
+    try:
+        from solo.methods import dali
+        from solo.utils import dali_dataloader
+    except ImportError:
+        dali = dali_dataloader = None
+
+__all__ = [
+    "LinearConfig",
+    "adapt",
+    "backbone_state",
+    "build_method",
+    "callbacks",
+    "fit_data",
+    "linear_probe",
+    "register",
+    "with_dali",
+]
+
+SCHEDULERS = ("warmup_cosine", "cosine", "step", "none")
+
+# (base class, mixin): the mixin goes in front of every method that is a subclass of the base.
+_MIXINS: list[tuple[type, type]] = []
+
+
+class _EpochEndHook:
+    """See `validation_epoch_end`."""
+
+    validation_epoch_end = None
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._validation_outputs: list[Any] = []
+
+    def on_validation_batch_end(self, outputs: Any, *args: Any) -> None:
+        super().on_validation_batch_end(outputs, *args)
+        self._validation_outputs.append(outputs)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        super().validation_epoch_end(self._validation_outputs)
+        self._validation_outputs.clear()
+
+
+@adaptation
+def validation_epoch_end() -> None:
+    """Validation results are averaged in `on_validation_epoch_end`.
+
+    Every fit raised "Support for `validation_epoch_end` has been removed in v2.0.0" (lightning
+    2.0). `None` passes that check, and solo-learn's own code stays in reach of `super()`. May go
+    with solo-learn 1.0.2.
+    """
+    _MIXINS.append((LightningModule, _EpochEndHook))
+
+
+class _MomentumHook:
+    """See `momentum_hook`."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx, 0)
+
+
+@adaptation
+def momentum_hook() -> None:
+    """The momentum update is called with the data loader's index, which is always 0.
+
+    Momentum methods raised "on_train_batch_end() missing 1 required positional argument:
+    'dataloader_idx'" (lightning 2.0). May go with solo-learn 1.0.2.
+    """
+    _MIXINS.append((base.BaseMomentumMethod, _MomentumHook))
+
+
+class _ClipHook:
+    """See `dino_clip_gradients`."""
+
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) == 1 and not kwargs and isinstance(args[0], int | float):
+            super().clip_gradients(*args)
+        else:
+            LightningModule.clip_gradients(self, *args, **kwargs)
+
+
+@adaptation
+def dino_clip_gradients() -> None:
+    """DINO's own `clip_gradients(clip)` and lightning's hook of the same name both work.
+
+    DINO raised "clip_gradients() got an unexpected keyword argument 'gradient_clip_val'"
+    (lightning 1.5, which made it a hook). May go with solo-learn 1.0.2.
+    """
+    _MIXINS.append((METHODS["dino"], _ClipHook))
+
+
+@adaptation
+def knn_update_only() -> None:
+    """The online kNN only stores features in a step; see `shared.UpdateOnlyMetric`.
+
+    torchmetrics 0.11. May go with solo-learn 1.0.2.
+    """
+    base.WeightedKNNClassifier = knn.WeightedKNNClassifier = shared.knn_class(
+        knn.WeightedKNNClassifier
+    )
+
+
+class LARSWrapper(lars.LARSWrapper):
+    """See `lars_closure`."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        super().step()
+        return loss
+
+
+@adaptation
+def lars_closure() -> None:
+    """LARS runs lightning's closure first, then adapts the gradients that it made.
+
+    Without an error the wrapped optimiser was exactly plain SGD without weight decay: lightning
+    (since 1.3) passes forward and backward as a closure, and the wrapper adapted the old gradients
+    before it ran the closure. May go with solo-learn 1.0.2.
+    """
+    lars.LARSWrapper = base.LARSWrapper = linear.LARSWrapper = LARSWrapper
+
+
+class Checkpointer(checkpointer.Checkpointer):
+    """See `checkpointer_on_every_rank`."""
+
+    def save(self, trainer: Any) -> None:
+        if not trainer.is_global_zero:
+            self.keep_previous_checkpoints = True  # rank 0 deletes
+        super().save(shared.View(trainer, is_global_zero=True))
+
+
+@adaptation
+def checkpointer_on_every_rank() -> None:
+    """Every rank saves, rank 0 deletes the previous checkpoint.
+
+    With two processes the run hung for ever at the first checkpoint: only rank 0 saved, and
+    `Trainer.save_checkpoint` ends in a barrier (lightning 1.6). May go with solo-learn 1.0.2.
+    """
+    checkpointer.Checkpointer = solo.args.setup.Checkpointer = Checkpointer
+
+
+@adaptation
+def umap_val_dataloaders() -> None:
+    """The UMAP callback finds the validation loader.
+
+    It raised "'DataLoader' object is not subscriptable": `trainer.val_dataloaders` is no list any
+    more (lightning 2.0). May go with solo-learn 1.0.2.
+    """
+    if auto_umap is None:
+        return
+
+    class AutoUMAP(auto_umap.AutoUMAP):
+        def plot(self, trainer: Any, module: LightningModule) -> None:
+            super().plot(val_dataloaders_as_list(trainer), module)
+
+    auto_umap.AutoUMAP = solo.args.setup.AutoUMAP = AutoUMAP
+
+
+def val_dataloaders_as_list(trainer: Any) -> Any:
+    """The trainer, with `val_dataloaders` as the list that it was before lightning 2.0."""
+    loaders = trainer.val_dataloaders
+    loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    return shared.View(trainer, val_dataloaders=loaders)
+
+
+@adaptation
+def dali_on_cpu() -> None:
+    """DALI pipelines for the CPU ask for no GPU; see `wheel_data.HostPipeline`.
+
+    Without a GPU they raised "You are trying to create a GPU DALI pipeline while CUDA is not
+    available" (DALI 1.x). May go with solo-learn 1.0.2.
+    """
+    if dali_dataloader is None:
+        return
+    from solo_minent.host.wheel_data import on_cpu
+
+    for name in ("NormalPipeline", "CustomNormalPipeline", "PretrainPipeline"):
+        pipeline = on_cpu(getattr(dali_dataloader, name))
+        setattr(dali_dataloader, name, pipeline)
+        setattr(dali, name, pipeline)
+
+
+@adaptation
+def static_lr_state() -> None:
+    """Schedulers keep solo-learn's `static_lr` out of their state; see `PlainState`.
+
+    SimSiam and NNSiam raised "PicklingError: args[0] from __newobj__ args has the wrong class"
+    when saving with LARS, and "Weights only load failed" when resuming without (torch 2.6). Our
+    `LinearWarmupCosineAnnealingLR` has it already. May go with solo-learn 1.0.2.
+    """
+    mixin = [PlainState]
+    base.CosineAnnealingLR = shared.subclass(CosineAnnealingLR, mixin, base.__name__)
+    base.MultiStepLR = shared.subclass(MultiStepLR, mixin, base.__name__)
+
+
+@adaptation
+def few_classes() -> None:
+    """Top-5 accuracy of fewer than five classes is top-n.
+
+    The linear evaluation and the momentum classifier raised "selected index k out of range". A bug
+    of solo-learn (both versions); may go when it is fixed there.
+    """
+    accuracy_at_k = shared.clamped_accuracy(metrics.accuracy_at_k)
+    metrics.accuracy_at_k = base.accuracy_at_k = linear.accuracy_at_k = accuracy_at_k
+
+
+def _front(cls: type) -> type:
+    """The class with its mixins in front, as solo-learn's users find it in `solo.methods`."""
+    mixins = [mixin for of, mixin in reversed(_MIXINS) if issubclass(cls, of)]
+    return shared.subclass(cls, mixins, solo.methods.__name__)
+
+
+registry.apply_all()
+for _name, _cls in list(METHODS.items()):
+    METHODS[_name] = _front(_cls)
+    setattr(solo.methods, _cls.__name__, METHODS[_name])
+linear.LinearModel = METHODS["linear"]
+
+
+def with_dali(method: type[LightningModule]) -> type[LightningModule]:
+    """A method that makes its own DALI loader from `extra_args`, as solo-learn's scripts did.
+
+    Their `class (Method, PretrainABC)` raises "`train_dataloader` must be implemented" since
+    LightningModule is no abstract class any more (lightning 1.5): the mixin has to come first.
+    """
+    return type(f"DALI{method.__name__}", (dali.PretrainABC, method), {})
+
+
+class WheelMethod(MethodModule):
+    """A method on solo-learn 1.0.2: keyword arguments, `encoder`, command-line arguments."""
+
+    def __init__(
+        self,
+        *,
+        exclude_bias_n_norm_wd: bool = False,
+        backbone: nn.Module | None = None,
+        lr_factor: Callable[[int], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        names = {field.name for field in dataclasses.fields(self.Params)}
+        given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        params = make_params(self.method_class, given)
+        if backbone is None:
+            super().__init__(**kwargs)
+        else:
+            with rng_untouched():
+                super().__init__(**{**kwargs, "encoder": "resnet18", "backbone_args": {}})
+        self.exclude_bias_n_norm_wd = exclude_bias_n_norm_wd
+        self._finish(params, backbone, lr_factor)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that is pretrained; solo-learn 1.0.2 calls it `encoder`."""
+        return self.encoder
+
+    def _set_backbone(self, backbone: nn.Module) -> None:
+        self.encoder = backbone
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        groups = super().learnable_params
+        return without_weight_decay(groups) if self.exclude_bias_n_norm_wd else groups
+
+
+@functools.cache
+def adapt(method: type[SSLMethod]) -> type[LightningModule]:
+    """The LightningModule class of a method, to be used like a method of solo-learn.
+
+    Its constructor takes solo-learn's keywords and every field of the method's `Params`, and its
+    `add_model_specific_args(parser)` adds them all to a parser.
+    """
+
+    def add_model_specific_args(parent_parser: ArgumentParser) -> ArgumentParser:
+        parser = METHODS["base"].add_model_specific_args(parent_parser)
+        _add_params(parser, method)
+        return parser
+
+    namespace = {"add_model_specific_args": staticmethod(add_model_specific_args)}
+    return adapted_class(method, WheelMethod, METHODS["base"], namespace)
+
+
+def _add_params(parser: ArgumentParser, method: type[SSLMethod]) -> None:
+    group = parser.add_argument_group(method.name)
+    types = typing.get_type_hints(method.Params)
+    for field in dataclasses.fields(method.Params):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        kind, many = types[field.name], {}
+        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        if typing.get_origin(kind) in (list, tuple):
+            many = {"nargs": "+"}
+        if inner:  # list[int] or int | None
+            kind = inner[0]
+        how = {"action": BooleanOptionalAction} if kind is bool else {"type": kind, **many}
+        group.add_argument(f"--{field.name}", default=default, **how)
+
+
+def register(method: type[SSLMethod]) -> type[LightningModule]:
+    """Puts a method into `solo.methods.METHODS`; doing it again changes nothing.
+
+    Raises:
+        UserError: another method has this name.
+    """
+    return put_into(METHODS, method, adapt(method))
+
+
+def build_method(
+    config: RunConfig,
+    backbone: nn.Module,
+    lr_factor: Callable[[int], float] | None = None,
+    *,
+    num_classes: int,
+    online_knn: int | None = None,
+) -> LightningModule:
+    """The module that is trained.
+
+    Args:
+        config: the run; its learning rates are absolute.
+        backbone: images (B, 3, H, W) -> features (B, num_features), with `num_features`.
+        lr_factor: multiple of each group's learning rate at an optimiser step, stepped every step;
+            None for solo-learn's scheduler, which steps every epoch in this version.
+        num_classes: classes of the online classifier.
+        online_knn: neighbours of solo-learn's online kNN in validation, None for none.
+
+    Raises:
+        UserError: unknown method, optimiser, scheduler or hyper-parameter.
+    """
+    check_backbone(backbone)
+    check_optimizer(config.optimizer.name)
+    if lr_factor is None:
+        check_scheduler(config.scheduler.name, SCHEDULERS)
+    optimizer = _optimizer_keywords(
+        config.optimizer.name, config.optimizer.kwargs, config.optimizer.exclude_bias_n_norm
+    )
+    num_large, num_small = shared.crop_counts(shared.augmentations(config))
+    return find_method(METHODS, config.method)(
+        backbone=backbone,
+        lr_factor=lr_factor,
+        encoder="resnet18",
+        num_classes=num_classes,
+        backbone_args={},
+        max_epochs=config.max_epochs,
+        batch_size=config.optimizer.batch_size,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        classifier_lr=config.optimizer.classifier_lr,
+        accumulate_grad_batches=1,  # solo-learn would multiply the learning rate by it
+        scheduler=config.scheduler.name if lr_factor is None else "none",
+        min_lr=config.scheduler.min_lr,
+        warmup_start_lr=config.scheduler.warmup_start_lr,
+        warmup_epochs=config.scheduler.warmup_epochs,
+        lr_decay_steps=list(config.scheduler.lr_decay_epochs),
+        num_large_crops=num_large,
+        num_small_crops=num_small,
+        knn_eval=online_knn is not None,
+        knn_k=online_knn or 20,
+        **optimizer,
+        **config.method_kwargs,
+    )
+
+
+def _optimizer_keywords(name: str, given: Any, exclude_bias_n_norm: bool) -> dict[str, Any]:
+    """solo-learn 1.0.2 has LARS as a wrapper of SGD, with keywords of its own."""
+    extra = dict(given)
+    if name != "lars":
+        return {
+            "optimizer": name,
+            "lars": False,
+            "exclude_bias_n_norm": False,
+            "exclude_bias_n_norm_wd": exclude_bias_n_norm,
+            "extra_optimizer_args": extra,
+        }
+    return {
+        "optimizer": "sgd",
+        "lars": True,
+        "eta_lars": extra.pop("eta", 1e-3),
+        "grad_clip_lars": extra.pop("clip_lr", False),
+        "exclude_bias_n_norm": extra.pop("exclude_bias_n_norm", exclude_bias_n_norm),
+        "extra_optimizer_args": extra,
+    }
+
+
+def callbacks(config: RunConfig, umap: bool = False) -> list[Any]:
+    """solo-learn's checkpointer, and its UMAP callback if asked for.
+
+    Raises:
+        UserError: UMAP is asked for, and one of its packages is missing.
+    """
+    args = Namespace(**dataclasses.asdict(config))
+    found = [checkpointer.Checkpointer(args, logdir=config.run_dir / "checkpoints")]
+    if umap:
+        if auto_umap is None:
+            raise UserError(shared.UMAP_MISSING)
+        found.append(auto_umap.AutoUMAP(args, logdir=config.run_dir / "umap"))
+    return found
+
+
+def fit_data(config: RunConfig) -> dict[str, Any]:
+    """Keywords for `Trainer.fit`; see `wheel_data.fit_data`."""
+    from solo_minent.host import wheel_data
+
+    return wheel_data.fit_data(config)
+
+
+def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningModule:
+    """solo-learn's linear evaluation of a frozen backbone.
+
+    Args:
+        backbone: images (B, 3, H, W) -> features (B, num_features), with `num_features`.
+        linear_config: its hyper-parameters.
+
+    Raises:
+        UserError: unknown optimiser or scheduler.
+    """
+    check_backbone(backbone)
+    check_optimizer(linear_config.optimizer, ("sgd", "lars", "adam"))
+    check_scheduler(linear_config.scheduler, LINEAR_SCHEDULERS)
+    kwargs = _optimizer_keywords(linear_config.optimizer, linear_config.optimizer_kwargs, False)
+    if kwargs.get("eta_lars", 1e-3) != 1e-3 or kwargs.get("grad_clip_lars"):
+        raise UserError(
+            "optimizer_kwargs are fixed in solo-learn 1.0.2's linear evaluation: eta, clip_lr. "
+            "They are 0.001 and False there. Remove them."
+        )
+    module = METHODS["linear"](
+        backbone,
+        num_classes=linear_config.num_classes,
+        max_epochs=linear_config.max_epochs,
+        batch_size=linear_config.batch_size,
+        lr=linear_config.lr,
+        weight_decay=linear_config.weight_decay,
+        scheduler=linear_config.scheduler,
+        lr_decay_steps=list(linear_config.lr_decay_steps),
+        **kwargs,
+    )
+    module.classifier = nn.Linear(backbone.num_features, linear_config.num_classes)
+    return module

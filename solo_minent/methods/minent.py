@@ -1,0 +1,84 @@
+"""MinEnt: minimum entropy targets from the batch itself, several code books at once.
+
+Recipe: github.com/LiShuo1001/MinEnt @ d17ed2f. No predictor, teacher, negatives or temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from solo_minent.errors import UserError
+from solo_minent.losses import minent_loss_terms, minent_targets, target_entropy
+from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+
+
+@dataclass
+class MinEntParams:
+    """Hyper-parameters; defaults are the official CIFAR and ImageNet-100 ones.
+
+    Attributes:
+        heads: code book size of each head; `[128]` is the one-head variant.
+        hidden_dim: width of each head's hidden layers.
+        num_layers: linear layers of each head.
+        norm: bn, softmax, l2 or none (the ablation that collapses).
+    """
+
+    heads: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128, 64, 32, 16])
+    hidden_dim: int = 1024
+    num_layers: int = 3
+    norm: str = "bn"
+
+    def __post_init__(self) -> None:
+        if not self.heads or any(d < 2 for d in self.heads):
+            raise UserError(
+                f"MinEnt heads are wrong: {list(self.heads)}. A non-empty list of code book sizes "
+                "of at least 2 is needed. Set method_kwargs.heads=[128] for one head."
+            )
+        if self.norm not in ("bn", "softmax", "l2", "none"):
+            raise UserError(
+                f"MinEnt norm is unknown: {self.norm}. It is one of bn, softmax, l2, none. "
+                "Set method_kwargs.norm=bn."
+            )
+        if self.num_layers < 1 or self.hidden_dim < 1:
+            raise UserError(
+                f"MinEnt head is empty: num_layers={self.num_layers}, hidden_dim="
+                f"{self.hidden_dim}. Both are at least 1. Set method_kwargs.num_layers=3."
+            )
+
+
+class MultiHead(nn.Module):
+    """Independent heads over the same features: (B, F) -> [(B, d_1), …, (B, d_K)]."""
+
+    def __init__(self, features_dim: int, heads: list[int], hidden_dim: int, num_layers: int):
+        super().__init__()
+        hidden = [hidden_dim] * (num_layers - 1)
+        self.heads = nn.ModuleList(mlp([features_dim, *hidden, d]) for d in heads)
+
+    def forward(self, feats: Tensor) -> list[Tensor]:
+        return [head(feats) for head in self.heads]
+
+
+class MinEnt(SSLMethod):
+    """Each view predicts, on every head, the other view's minimum-entropy target."""
+
+    name = "minent"
+    Params = MinEntParams
+    monitors = ("target_entropy",)
+
+    def build(self, params: MinEntParams) -> None:
+        self.projector = MultiHead(
+            self.features_dim, list(params.heads), params.hidden_dim, params.num_layers
+        )
+
+    def ssl_loss(self, views: Views, progress: Progress) -> dict[str, Tensor]:
+        targets = [minent_targets(g, self.params.norm) for g in views.z]
+        terms = minent_loss_terms(*views.z, self.params.norm, targets)
+        heads = list(self.params.heads)
+        entropy = target_entropy([torch.cat(both) for both in zip(*targets, strict=True)], heads)
+        # As a share of ln d, so that code books of different sizes can be averaged.
+        usage = entropy / entropy.new_tensor(heads).log()
+        loss = torch.stack(list(terms.values())).mean()
+        return {"loss": loss, "target_entropy": usage.mean(), **terms}

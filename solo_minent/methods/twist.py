@@ -1,0 +1,230 @@
+"""TWIST: twin class distributions, consistent, sharp and diverse.
+
+Paper: Wang et al., "Self-Supervised Learning by Estimating Twin Class Distributions", IEEE TIP 32
+(2023), arXiv 2110.07402. Recipe: github.com/bytedance/TWIST @ 796d36e.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, distributed, nn
+
+from solo_minent.distributed import world_size
+from solo_minent.errors import UserError
+from solo_minent.losses import (
+    twist_multicrop_loss_terms,
+    twist_self_label_loss_func,
+    twist_teacher_loss_terms,
+)
+from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+from solo_minent.schedules import cosine
+
+
+@dataclass
+class TWISTParams:
+    """Hyper-parameters; defaults are the official ResNet ones on ImageNet (multi-crop).
+
+    Attributes:
+        hidden_dim: width of the head's hidden layers.
+        output_dim: C, the number of classes that the head estimates.
+        activation: relu (ResNets) or gelu (ViTs), in the head.
+        lam1: sharpness weighs 1 + lam1 (the paper's alpha); -0.6 for ViTs.
+        lam2: weight of diversity (the paper's beta).
+        tau: temperature; 1 everywhere in the paper.
+        eps: added to probabilities inside a logarithm.
+        bunch_size: images whose views share the statistics of the batch norm before the softmax.
+        momentum_teacher: an EMA teacher gives the targets (ViTs).
+        base_momentum: of the EMA teacher at the first step.
+        final_momentum: of the EMA teacher when the first stage ends.
+        self_label_epoch: first epoch of the self-labelling stage; None for no second stage.
+        quantile_start: share of a batch that labels itself when that stage starts.
+        quantile_end: the same when the run ends.
+    """
+
+    hidden_dim: int = 4096
+    output_dim: int = 4096
+    activation: str = "relu"
+    lam1: float = 0.0
+    lam2: float = 1.0
+    tau: float = 1.0
+    eps: float = 1e-5
+    bunch_size: int = 256
+    momentum_teacher: bool = False
+    base_momentum: float = 0.996
+    final_momentum: float = 1.0
+    self_label_epoch: int | None = None
+    quantile_start: float = 0.5
+    quantile_end: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("relu", "gelu"):
+            raise UserError(
+                f"TWIST activation is unknown: {self.activation}. It is relu or gelu. "
+                "Set method_kwargs.activation=relu."
+            )
+        if self.output_dim < 2 or self.hidden_dim < 1 or self.bunch_size < 2:
+            raise UserError(
+                f"TWIST head is too small: hidden_dim={self.hidden_dim}, output_dim="
+                f"{self.output_dim}, bunch_size={self.bunch_size}. At least 1, 2 and 2 are needed. "
+                "Set method_kwargs.output_dim to about the batch size."
+            )
+        if not 0 < self.quantile_start <= self.quantile_end < 1:
+            raise UserError(
+                f"TWIST quantile is wrong: {self.quantile_start} to {self.quantile_end}. It rises "
+                "within (0, 1). Set method_kwargs.quantile_start=0.5."
+            )
+        if self.self_label_epoch is not None and self.self_label_epoch < 0:
+            raise UserError(
+                f"TWIST self_label_epoch is negative: {self.self_label_epoch}. It counts from 0. "
+                "Set method_kwargs.self_label_epoch=null for no second stage."
+            )
+
+
+class BunchNorm(nn.Module):
+    """Affine-free batch norm whose statistics pool every view of a bunch of images.
+
+    A bunch is `bunch_size` consecutive images of the global batch, whether they lie on one rank
+    (several bunches a rank) or on consecutive ranks (one bunch over several); a batch that is
+    smaller than one bunch is a bunch. Running statistics are the mean over this rank's bunches.
+
+    Args:
+        num_features: C.
+        bunch_size: images of a bunch.
+        eps: added to the variance.
+        momentum: of the running statistics.
+    """
+
+    def __init__(
+        self, num_features: int, bunch_size: int, eps: float = 1e-5, momentum: float = 0.1
+    ):
+        super().__init__()
+        self.bunch_size, self.eps, self.momentum = bunch_size, eps, momentum
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        """Normalises logits.
+
+        Args:
+            views: V tensors (B, C), float; B is this rank's batch.
+
+        Returns:
+            V tensors (B, C), at least float32.
+
+        Raises:
+            UserError: bunches that do not divide the batch, or the other way round.
+        """
+        x = torch.stack(views)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if not self.training:
+            scale = torch.rsqrt(self.running_var + self.eps)
+            return list((x - self.running_mean) * scale)
+        batch = x.shape[1]
+        ranks = self._ranks_per_bunch(batch)
+        bunches = max(batch // self.bunch_size, 1)
+        x = x.unflatten(1, (bunches, -1))
+        group = self._group(ranks)
+        mean = _group_mean(x.mean((0, 2), keepdim=True), group, ranks)
+        centred = x - mean
+        var = _group_mean(centred.square().mean((0, 2), keepdim=True), group, ranks)
+        rows = x.shape[0] * x.shape[2] * ranks
+        self._track(mean.mean(1).flatten(), var.mean(1).flatten() * rows / max(rows - 1, 1))
+        return list((centred * torch.rsqrt(var + self.eps)).flatten(1, 2))
+
+    def _ranks_per_bunch(self, batch: int) -> int:
+        ranks = 1 if batch >= self.bunch_size else min(self.bunch_size // batch, world_size())
+        whole = batch < self.bunch_size or batch % self.bunch_size == 0
+        if not whole or world_size() % ranks:
+            raise UserError(
+                f"TWIST bunches do not fit: bunch_size={self.bunch_size}, {batch} images a rank, "
+                f"{world_size()} ranks. Bunches must divide the global batch evenly. "
+                "Set method_kwargs.bunch_size to the batch size of one rank."
+            )
+        return ranks
+
+    def _group(self, ranks: int) -> distributed.ProcessGroup | None:
+        if ranks == 1:
+            return None
+        if not hasattr(self, "_process_group"):
+            self._process_group, _ = distributed.new_subgroups(group_size=ranks)
+        return self._process_group
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var), self.momentum)
+
+
+def _group_mean(x: Tensor, group: distributed.ProcessGroup | None, ranks: int) -> Tensor:
+    return x if group is None else dist_nn.all_reduce(x, group=group) / ranks
+
+
+class TwistHead(nn.Module):
+    """MLP over all views at once, then the bunch norm: V x (B, F) -> V x (B, C)."""
+
+    def __init__(self, features_dim: int, params: TWISTParams):
+        super().__init__()
+        activation = nn.ReLU if params.activation == "relu" else nn.GELU
+        width = params.hidden_dim
+        dims = [features_dim, width, width, params.output_dim]
+        self.mlp = mlp(dims, activation=activation)
+        self.norm = BunchNorm(params.output_dim, params.bunch_size)
+
+    def forward(self, feats: list[Tensor]) -> list[Tensor]:
+        logits = self.mlp(torch.cat(feats))
+        return self.norm(list(logits.split([len(f) for f in feats])))
+
+
+class TWIST(SSLMethod):
+    """Class distributions of views agree; optionally a teacher, optionally a second stage."""
+
+    name = "twist"
+    Params = TWISTParams
+    multicrop = True
+    joint_projection = True
+    monitors = ("consistency", "sharpness", "diversity")
+
+    @property
+    def teacher(self) -> bool:
+        return self.params.momentum_teacher
+
+    def build(self, params: TWISTParams) -> None:
+        self.projector = TwistHead(self.features_dim, params)
+
+    def first_stage_epochs(self, progress: Progress) -> int:
+        """Epochs before the self-labelling stage."""
+        start = self.params.self_label_epoch
+        return progress.total_epochs if start is None else min(start, progress.total_epochs)
+
+    def teacher_momentum(self, progress: Progress) -> float:
+        """As every teacher's, but it reaches its end with the first stage."""
+        steps = self.first_stage_epochs(progress) * progress.steps_per_epoch
+        p = self.params
+        return cosine(p.base_momentum, p.final_momentum, progress.step / steps if steps else 1.0)
+
+    def ssl_loss(self, views: Views, progress: Progress) -> dict[str, Tensor]:
+        p = self.params
+        if progress.epoch >= self.first_stage_epochs(progress):
+            return {"loss": self._self_label_loss(views, progress)}
+        if self.teacher:
+            terms = twist_teacher_loss_terms(views.z, views.teacher_z, p.tau, p.eps)
+        else:
+            terms = twist_multicrop_loss_terms(views.z, views.num_large, p.tau, p.eps)
+        loss = (
+            terms["consistency"]
+            + (1 + p.lam1) * terms["sharpness"]
+            - p.lam2 * terms["diversity"]
+        )
+        return {"loss": loss, **terms}
+
+    def _self_label_loss(self, views: Views, progress: Progress) -> Tensor:
+        p = self.params
+        first = self.first_stage_epochs(progress) * progress.steps_per_epoch
+        t = (progress.step - first) / (progress.total_steps - first)
+        quantile = cosine(p.quantile_start, p.quantile_end, t)
+        return twist_self_label_loss_func(
+            views.z, quantile, p.tau, teacher_logits=views.teacher_z or None
+        )

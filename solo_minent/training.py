@@ -1,0 +1,116 @@
+"""Lightning callbacks of a pretraining run: kNN while training, the log, the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch.utils.data import DataLoader
+
+from solo_minent.checkpoint import write_atomic
+from solo_minent.evaluation.features import extract_features
+from solo_minent.evaluation.knn import knn_predict
+
+
+class OnlineKNN(Callback):
+    """Majority-vote kNN accuracy of the frozen backbone on held-out images, as `knn_acc1`, in %.
+
+    Args:
+        train_loader: labelled images, (images, targets), without augmentation.
+        test_loader: held-out images.
+        every: epochs between two evaluations; the first and the last state are always evaluated.
+        k: neighbours, Euclidean.
+    """
+
+    def __init__(self, train_loader: DataLoader, test_loader: DataLoader, every: int, k: int):
+        self.loaders = (train_loader, test_loader)
+        self.every, self.k = every, k
+
+    def accuracy(self, module: LightningModule) -> float:
+        (train, labels), (test, truth) = (
+            extract_features(module.backbone, loader, progress=False) for loader in self.loaders
+        )
+        predicted = knn_predict(train, labels, test, self.k, None, "euclidean")
+        return 100.0 * (predicted == truth).double().mean().item()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            value = self.accuracy(module) if trainer.is_global_zero else None
+            module.log("knn_acc1", trainer.strategy.broadcast(value), rank_zero_only=True)
+
+
+class EpochLog(Callback):
+    """`log.csv`: one row an epoch with every metric, plus epoch 0 = before training.
+
+    The rows travel in the checkpoint, so a resumed run has no gaps and no repeats.
+
+    Args:
+        path: the CSV file, rewritten whole after each epoch.
+        knn: evaluated before training for row 0, if given.
+        lines: print one line an epoch, for logs without a progress bar.
+    """
+
+    def __init__(self, path: Path, knn: OnlineKNN | None, lines: bool):
+        self.path, self.knn, self.lines = path, knn, lines
+        self.rows: list[dict[str, float]] = []
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.started = time.monotonic()
+        if trainer.is_global_zero and self.knn and not self.rows:
+            self._add({"epoch": 0, "knn_acc1": self.knn.accuracy(module)})
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if not key.endswith("_step")
+        }
+        metrics = {key.removesuffix("_epoch"): value for key, value in metrics.items()}
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._add({"epoch": trainer.current_epoch + 1, "lr": lr, **metrics}, trainer)
+
+    def _add(self, row: dict[str, float], trainer: Trainer | None = None) -> None:
+        self.rows.append(row)
+        if trainer is not None and not trainer.is_global_zero:
+            return
+        table = pd.DataFrame(self.rows)
+        write_atomic(self.path, lambda temporary: table.to_csv(temporary, index=False))
+        if self.lines and trainer is not None:
+            seconds = time.monotonic() - self.started
+            shown = [k for k in row if k.startswith("train_") and k.endswith("_loss")]
+            shown += [k for k in ("val_acc1", "knn_acc1") if k in row]
+            values = "  ".join(f"{key} {row[key]:.4g}" for key in shown)
+            print(f"epoch {row['epoch']}/{trainer.max_epochs}  {values}  {seconds:.0f} s")
+
+
+class SaveLast(Checkpoint):
+    """Saves `checkpoints/last.ckpt` between epochs; the old one stays until the new one is whole.
+
+    Args:
+        path: checkpoint file.
+        every: epochs between two saves; the last epoch is always saved.
+    """
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every and epoch != trainer.max_epochs:
+            return
+        if trainer.is_global_zero:
+            write_atomic(self.path, trainer.save_checkpoint)
+        else:
+            trainer.save_checkpoint(self.path)

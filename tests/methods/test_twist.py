@@ -1,0 +1,79 @@
+"""TWIST's bunch norm and its two stages."""
+
+import pytest
+import torch
+from torch import nn
+
+from solo_minent.errors import UserError
+from solo_minent.methods import Progress
+from solo_minent.methods.twist import BunchNorm
+
+SMALL = {"hidden_dim": 16, "output_dim": 8, "bunch_size": 8}
+
+
+def test_one_bunch_is_batch_norm_over_all_views():
+    views = [torch.randn(8, 5, dtype=torch.float64) * 3 + i for i in range(3)]
+    bunch, batch = BunchNorm(5, 8).double(), nn.BatchNorm1d(5, affine=False).double()
+    out = torch.cat(bunch(views))
+    torch.testing.assert_close(out, batch(torch.cat(views)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(bunch.running_mean, batch.running_mean)
+    torch.testing.assert_close(bunch.running_var, batch.running_var)
+    bunch.eval(), batch.eval()
+    torch.testing.assert_close(torch.cat(bunch(views)), batch(torch.cat(views)))
+
+
+def test_bunches_share_nothing():
+    views = [torch.randn(8, 5) for _ in range(2)]
+    out = BunchNorm(5, 4)(views)
+    for rows in (slice(0, 4), slice(4, 8)):
+        alone = BunchNorm(5, 4)([view[rows] for view in views])
+        for whole, part in zip(out, alone, strict=True):
+            torch.testing.assert_close(whole[rows], part)
+    changed = [view.clone() for view in views]
+    changed[0][5] += 100.0
+    torch.testing.assert_close(BunchNorm(5, 4)(changed)[1][:4], out[1][:4])
+
+
+def test_gradient_flows_through_the_statistics():
+    views = [torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    norm = BunchNorm(3, 2).double()
+    assert torch.autograd.gradcheck(lambda a, b: tuple(norm([a, b])), views)
+
+
+def test_half_precision_logits_are_normalised_in_float32():
+    out = BunchNorm(3, 4)([torch.randn(4, 3).bfloat16() for _ in range(2)])
+    assert all(view.dtype == torch.float32 for view in out)
+
+
+def test_bunches_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="TWIST bunches do not fit: bunch_size=4, 6 images"):
+        BunchNorm(3, 4)([torch.randn(6, 3)])
+
+
+def test_second_stage_is_self_labelling(make_method, step):
+    method = make_method("twist", **SMALL, self_label_epoch=6)
+    first = step(method, progress=Progress(59, 100, 5, 10))
+    second = step(method, progress=Progress(60, 100, 6, 10))
+    assert "consistency" in first and set(second) == {"loss"}
+    second["loss"].backward()
+    assert method.backbone[1].weight.grad.abs().sum() > 0
+
+
+def test_second_stage_from_the_first_epoch(make_method, step):
+    method = make_method("twist", **SMALL, self_label_epoch=0, momentum_teacher=True)
+    assert set(step(method, progress=Progress(0, 100, 0, 10))) == {"loss"}
+    assert method.teacher_momentum(Progress(0, 100, 0, 10)) == 1.0
+
+
+def test_teacher_momentum_ends_with_the_first_stage(make_method):
+    method = make_method("twist", **SMALL, self_label_epoch=8, momentum_teacher=True)
+    assert method.teacher_momentum(Progress(0, 100, 0, 10)) == pytest.approx(0.996)
+    assert method.teacher_momentum(Progress(80, 100, 8, 10)) == 1.0
+    assert method.teacher_momentum(Progress(99, 100, 9, 10)) == 1.0
+
+
+def test_lam1_weighs_sharpness(make_method, step):
+    plain = step(make_method("twist", **SMALL))
+    vit = step(make_method("twist", **SMALL, lam1=-0.6))
+    expected = plain["loss"] - 0.6 * plain["sharpness"]
+    torch.testing.assert_close(vit["loss"], expected)
