@@ -18,6 +18,7 @@ from solo_minent.data.loaders import eval_loader, pretrain_loader
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.methods import available
+from solo_minent.quiet import quiet_lightning
 from solo_minent.schedules import lr_factor
 from solo_minent.training import EpochLog, OnlineKNN, SaveLast
 
@@ -61,31 +62,32 @@ def pretrain(config: RunConfig) -> Path:
     knn = OnlineKNN(memory_loader, val_loader, evaluation.knn_every, evaluation.knn_k)
     log = EpochLog(run_dir / "log.csv", knn if evaluation.knn_every else None, not interactive)
     save = SaveLast(run_dir / CHECKPOINT, config.checkpoint_every)
-    trainer = pl.Trainer(
-        max_epochs=config.max_epochs,
-        accelerator=accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        precision=_precision(config, accelerator),
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=config.gradient_clip_val,
-        # torch's SyncBatchNorm has no CPU kernel.
-        sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
-        callbacks=[*([knn] if evaluation.knn_every else []), log, save],
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=interactive,
-        default_root_dir=run_dir,
-    )
-    if trainer.is_global_zero:
-        write_text(run_dir / "config.yaml", to_yaml(config))
-        write_json(run_dir / "environment.json", environment())
-        _announce(config, absolute, len(train_loader.dataset), resume)
-    trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
-    if trainer.is_global_zero:
-        state = host.backbone_state(module.state_dict())
-        save_backbone(run_dir / BACKBONE_FILE, state, config)
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            max_epochs=config.max_epochs,
+            accelerator=accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision=_precision(config, accelerator),
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val,
+            # torch's SyncBatchNorm has no CPU kernel.
+            sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
+            callbacks=[*([knn] if evaluation.knn_every else []), log, save],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=interactive,
+            default_root_dir=run_dir,
+        )
+        if trainer.is_global_zero:
+            write_text(run_dir / "config.yaml", to_yaml(config))
+            write_json(run_dir / "environment.json", environment())
+            _announce(config, absolute, len(train_loader.dataset), resume)
+        trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
+        if trainer.is_global_zero:
+            state = host.backbone_state(module.state_dict())
+            save_backbone(run_dir / BACKBONE_FILE, state, config)
     return run_dir
 
 

@@ -15,7 +15,7 @@ from solo_minent.checkpoint import add_result, write_atomic
 from solo_minent.config import RunConfig
 from solo_minent.data.datasets import num_classes
 from solo_minent.errors import UserError
-from solo_minent.evaluation.knn import few_shot_1nn, knn_accuracy, knn_predict
+from solo_minent.evaluation.knn import few_shot_1nn, knn_accuracy
 from solo_minent.evaluation.linear import linear_accuracy
 from solo_minent.evaluation.targets import KINDS, Features, Target, features_of, load_target
 from solo_minent.methods import available
@@ -75,26 +75,15 @@ def knn_result(
 ) -> dict[str, Any]:
     """kNN accuracy of a target, stored in the run's results."""
     vote = "majority vote" if temperature is None else f"weights exp(sim / {temperature:g})"
-    predicted = knn_predict(
-        features.train, features.train_labels, features.test, k, temperature, distance
-    )
-    accuracy = {"top1": knn_accuracy(predicted, features.test_labels)}
-    return _store(config, target, features, f"{k}-NN, {distance}, {vote}", accuracy)
+    share = knn_accuracy(*features, k, temperature, distance)
+    return _store(config, target, features, f"{k}-NN, {distance}, {vote}", {"top1": 100 * share})
 
 
 def few_shot_result(config: RunConfig, target: Target, features: Features) -> dict[str, Any]:
     """1-NN with a few labels a class, mean and deviation over seeded draws, stored likewise."""
-    mean, std = few_shot_1nn(
-        features.train,
-        features.train_labels,
-        features.test,
-        features.test_labels,
-        shots=SHOTS,
-        trials=TRIALS,
-        seed=config.seed,
-    )
-    protocol = f"1-NN, cosine, {SHOTS} labels a class, mean of {TRIALS} draws"
-    return _store(config, target, features, protocol, {"top1": mean, "std": std})
+    mean, std = few_shot_1nn(*features, SHOTS, TRIALS, config.seed)
+    protocol = f"1-NN, cosine, {SHOTS} labels a class, mean and deviation of {TRIALS} draws"
+    return _store(config, target, features, protocol, {"top1": 100 * mean, "std": 100 * std})
 
 
 def _store(

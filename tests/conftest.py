@@ -35,6 +35,12 @@ def one_thread():
 
 
 @pytest.fixture
+def tiny_methods():
+    """Names of the methods that `tiny_run` knows how to shrink."""
+    return list(TINY_METHODS)
+
+
+@pytest.fixture
 def tiny_run(tmp_path):
     """`tiny_run("mec", "max_epochs=1")`: a run of seconds that writes below tmp_path."""
 

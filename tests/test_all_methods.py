@@ -5,11 +5,10 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_METHODS
 
 from solo_minent import host
-from solo_minent.checkpoint import load_backbone
 from solo_minent.backbones import build_backbone
+from solo_minent.checkpoint import load_backbone
 from solo_minent.config import load_run
 from solo_minent.evaluation.targets import features_of, load_target
 from solo_minent.methods import available
@@ -19,8 +18,8 @@ from solo_minent.report import knn_result, linear_result
 METHODS = sorted(available())
 
 
-def test_the_table_is_complete():
-    assert sorted(TINY_METHODS) == METHODS
+def test_the_table_is_complete(tiny_methods):
+    assert sorted(tiny_methods) == METHODS
 
 
 def test_every_method_is_a_solo_learn_method():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +15,7 @@ from solo_minent import host
 from solo_minent.config import LinearConfig
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import Features
+from solo_minent.quiet import quiet_lightning
 
 
 class ExponentialDecay(Callback):
@@ -83,7 +82,7 @@ def linear_accuracy(
         weight_decay=config.weight_decay,
         scheduler="none",
     )
-    with torch.random.fork_rng(), _quiet_lightning():
+    with torch.random.fork_rng(), quiet_lightning():
         torch.manual_seed(seed)
         frozen = nn.Identity()
         frozen.num_features = features.train.shape[1]
@@ -129,15 +128,3 @@ def _accuracies(head: nn.Module, features: Tensor, labels: Tensor) -> dict[str, 
     hits = ranked == labels[:, None]
     top1, top5 = hits[:, 0], hits.any(1)
     return {"top1": 100 * top1.double().mean().item(), "top5": 100 * top5.double().mean().item()}
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines on devices and loaders, which say nothing about a probe."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

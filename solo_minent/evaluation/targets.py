@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,7 @@ class Target:
     checkpoint_sha256: str | None = None
 
 
-@dataclass
-class Features:
+class Features(NamedTuple):
     """Features and labels of both splits: (N, D) float32 and (N,) int64, on the CPU."""
 
     train: Tensor

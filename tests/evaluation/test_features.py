@@ -66,7 +66,7 @@ def test_convolutional_backbones_get_channels_last(backbone, loader):
     backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     extract_features(backbone, loader, progress=False)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
-    assert not torch.is_grad_enabled() or seen[0].is_inference()
+    assert seen[0].is_inference()
 
 
 def test_bf16_is_close_and_float32(backbone, loader):

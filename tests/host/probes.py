@@ -122,8 +122,8 @@ def lightning_pytorch() -> None:
 def timm_registry() -> None:
     import timm
 
-    assert not timm.is_model("vit_tiny"), "vit_tiny is registered"
     timm.create_model("convnext_tiny")
+    assert not timm.is_model("vit_tiny"), "vit_tiny is registered"
 
 
 # Afterwards: the wheel.
@@ -138,9 +138,6 @@ def validation_epoch_end() -> None:
             return i, [torch.full((3, 32, 32), float(i))] * 2, i
 
     module = wheel("base")
-    module.training_step = lambda batch, batch_idx: type(module).training_step(
-        module, batch, batch_idx
-    )["loss"]
     labelled = TensorDataset(torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1]))
     trainer = pl.Trainer(
         max_epochs=1,
@@ -192,6 +189,8 @@ def dino_clip_gradients() -> None:
         num_prototypes=8,
         clip_grad=0.5,
         freeze_last_layer=1,
+        use_bn_in_head=False,
+        norm_last_layer=True,
         student_temperature=0.1,
         teacher_temperature=0.07,
         warmup_teacher_temperature=0.04,
@@ -206,11 +205,8 @@ def dino_clip_gradients() -> None:
 
 
 def lars_closure() -> None:
-    from solo.methods import base
-
     module = wheel("base", lars=True, eta_lars=1e-12, lr=1.0)
     optimizer = module.configure_optimizers()
-    assert isinstance(optimizer, base.LARSWrapper.__mro__[-2])
     before = module.encoder.conv1.weight.clone()
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
 

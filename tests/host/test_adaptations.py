@@ -46,7 +46,7 @@ IMPORTS = {
     "source": [
         (
             ["timm_registry"],
-            {"timm_registry": "got multiple values for keyword argument 'pretrained'|is_model"},
+            {"timm_registry": "got multiple values for keyword argument 'pretrained'"},
         )
     ],
 }[host.HOST]

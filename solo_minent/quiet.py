@@ -1,0 +1,33 @@
+"""Lightning without its lines on devices, tips and loaders; warnings that matter still show."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+EXPECTED = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # inside Lightning 2.6
+    ".*does not have many workers.*",  # the loader caps workers at the cores
+    ".*`validation_step` but have no `val_dataloader`.*",  # a probe has none
+    ".*`IterableDataset` has `__len__` defined.*",
+)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Within it, Lightning logs errors only and its expected warnings are dropped."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
