@@ -30,7 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 (doctor found something missing), 2 (bad input), 130 (interrupted).
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    # argparse takes the words after an option for unknown ones.
+    options, late = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in late) or (late and "words" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.words += late
     # Behind a closed pipe (| head) end quietly, as other tools do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

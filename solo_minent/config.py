@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
 FORMATS = ("image_folder",)
-OPEN = ("method_kwargs.", "backbone.kwargs.", "optimizer.kwargs.")  # keys that a recipe may lack
+OPEN = ("method_kwargs", "backbone.kwargs", "optimizer.kwargs")  # keys that a recipe may lack
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def pretrain(config: RunConfig) -> Path:
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)
     accelerator = _accelerator(config)
+    if accelerator == "cpu":
+        _share_cores(config, train_loader.num_workers)
     interactive = sys.stderr.isatty()
     evaluation = config.evaluation
     knn = OnlineKNN(memory_loader, val_loader, evaluation.knn_every, evaluation.knn_k)
@@ -120,6 +123,12 @@ def _accelerator(config: RunConfig) -> str:
             "Set accelerator=cpu, or see solo-minent doctor."
         )
     return config.accelerator
+
+
+def _share_cores(config: RunConfig, workers: int) -> None:
+    """Leaves the loader's workers a core each: OpenMP threads that wait for one spin."""
+    cores = (os.cpu_count() or 1) // config.devices
+    torch.set_num_threads(max(min(torch.get_num_threads(), cores - workers), 1))
 
 
 def _precision(config: RunConfig, accelerator: str) -> str:

@@ -81,9 +81,10 @@ def collectives(f):
     same = torch.cat(
         [everyone.flatten(), packed[0].flatten(), packed[1].flatten(), packed[2].flatten()]
     ).detach()
-    same = torch.cat(
-        [same, distributed.global_sum(x.sum(dim=0)), distributed.global_max(x.amax(dim=0))]
-    )
+    columns, top = x.detach().sum(dim=0), x.detach().amax(dim=0)
+    kept = columns.clone(), top.clone()
+    same = torch.cat([same, distributed.global_sum(columns), distributed.global_max(top)])
+    assert torch.equal(columns, kept[0]) and torch.equal(top, kept[1])
     return {"value": value, "same": same}
 
 

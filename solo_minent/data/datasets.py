@@ -178,7 +178,7 @@ def _cifar(dataset: str, root: str | Path | None, split: str) -> ArrayImages:
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
     get = f"python -c \"import torchvision; torchvision.datasets.{kind.__name__}('<folder>', "
-    fix = f"Give its folder: data.root=<folder>. To get it: {get}download=True)\""
+    fix = f'Give its folder: data.root=<folder>. To get it: {get}download=True)"'
     if root is None:
         raise UserError(f"{dataset} needs a folder: data.root is not set. {fix}")
     base = Path(root).expanduser()

@@ -89,7 +89,7 @@ class Equalize:
 class ToNormalizedTensor:
     """uint8 RGB image -> float32 (3, H, W): torchvision's ToTensor and Normalize in one pass.
 
-    Equal to them to the bit and 4 times faster on 32 x 32 images, where their checks dominate.
+    Equal to them to the bit, and faster on small images, where their checks dominate.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -246,7 +246,7 @@ def _operations(aug: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     for name, keys in _KEYS.items():
         section = _section(aug, name)
         if not isinstance(section, Mapping):
-            raise UserError(f"augmentations.{name} must be a mapping: {section!r}. See the recipes.")
+            raise UserError(f"{name} must be a mapping: {section!r}. Correct augmentations.{name}.")
         if unknown := [key for key in section if key not in (*keys, "enabled")]:
             raise UserError(
                 f"unknown key of {name}: {', '.join(map(str, unknown))}. "
@@ -274,9 +274,7 @@ def _order(aug: Mapping[str, Any], ops: Mapping[str, Any]) -> list[str]:
         raise UserError(f"order must be a list: {order!r}. Set order: [rrc, horizontal_flip].")
     # An operation switched off by `prob: 0` may stay in the list.
     listed = {name for name in _KEYS if _section(aug, name).get("enabled", name in aug)}
-    strangers = [name for name in order if name not in listed]
-    missing = [name for name in ops if name not in order]
-    if strangers or missing or len(set(order)) != len(order):
+    if not set(ops) <= set(order) <= listed or len(set(order)) != len(order):
         raise UserError(
             f"order does not name each enabled operation once: [{', '.join(map(str, order))}]. "
             f"Enabled: {', '.join(ops) or 'none'}. Correct augmentations.order."
@@ -358,13 +356,11 @@ def _affine(section: Mapping[str, Any]) -> Callable:
         translate = [translate, translate]
     if len(translate) != 2:
         raise UserError(f"affine.translate must be two shares: {translate!r}. Correct it.")
-    low, high = _pair("affine.scale", section.get("scale", [1, 1]), 0, 100)
-    if low == 0:
-        raise UserError("affine.scale must be positive: 0. Correct augmentations.")
+    scale = _pair("affine.scale", section.get("scale", [1, 1]), 0.01, 100)
     return tv.RandomAffine(
         degrees=span("degrees", 180),
         translate=tuple(_number("affine.translate", t, 0, 1) for t in translate),
-        scale=(low, high),
+        scale=scale,
         shear=span("shear", 89),
         interpolation=tv.InterpolationMode.BILINEAR,
     )

@@ -318,7 +318,7 @@ def _features(feats: ArrayLike | Tensor, name: str) -> Tensor:
         tensor = tensor.double()
     # min and max carry a NaN along, and need no mask of the whole table.
     low, high = (float(v) for v in tensor.aminmax())
-    if not (-_LARGEST < low and high < _LARGEST):
+    if not (low > -_LARGEST and high < _LARGEST):
         raise UserError(
             f"{name} features hold NaN, infinity or huge values: from {low} to {high}. "
             "The training has probably diverged. Use an earlier checkpoint."

@@ -29,7 +29,7 @@ def _in_place_of(modules: dict[str, ModuleType]) -> Iterator[None]:
     finally:
         for name, module in before.items():
             if module is None:
-                del sys.modules[name]
+                sys.modules.pop(name, None)
             else:
                 sys.modules[name] = module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -46,7 +47,13 @@ class MethodModule:
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise UserError(
+                f"run has no end: max_epochs={self.trainer.max_epochs}. Schedules need to know the "
+                "number of steps. Give the Trainer max_epochs, and a loader that has a length."
+            )
+        self._total_steps = int(total_steps)
         self._last_step = self.trainer.global_step
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:

@@ -142,7 +142,7 @@ class CorInfoMaxLoss(nn.Module):
                 "logdet": _logdet(R + self.eps * identity).sum() / d,
             }
         if self.training:
-            self._advance(R.detach(), mu.detach())
+            self._advance(R, mu)
         return terms
 
     @torch.no_grad()

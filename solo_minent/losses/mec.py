@@ -71,11 +71,11 @@ def mec_loss_terms(
     with autocast_off(z1.device):
         rows = [F.normalize(x) for x in full_precision(z1, z2, p1.detach(), p2.detach())]
         z1, z2, p1, p2 = gather_packed(*rows)
-        traces = _power_traces(torch.stack([p1, p2]), torch.stack([z2, z1]), lamda_inv, order)
+        traces = [_power_traces(p, z, lamda_inv, order) for p, z in ((p1, z2), (p2, z1))]
         scale = -lamda_inv / (2 * z1.shape[0])
         return {
-            f"order_{k}": trace.sum() * (scale * (-1) ** (k + 1) / k)
-            for k, trace in enumerate(traces, start=1)
+            f"order_{k}": (one + other) * (scale * (-1) ** (k + 1) / k)
+            for k, (one, other) in enumerate(zip(*traces, strict=True), start=1)
         }
 
 
@@ -95,17 +95,15 @@ def mec_coding_length(loss: Tensor, m: int, d: int, lamda_inv: float) -> Tensor:
 
 
 def _power_traces(p: Tensor, z: Tensor, lamda_inv: float, order: int) -> list[Tensor]:
-    """tr(C^k) for k = 1..order, each (pairs,); p and z are (pairs, m, d)."""
-    # The first trace needs no product of matrices.
-    traces = [(p * z).sum(dim=(1, 2)) / lamda_inv]
+    """tr(C^k) for k = 1..order, scalars; p and z are (m, d) with unit rows."""
     if order == 1:
-        return traces
-    m, d = p.shape[1:]
-    c = (p.mT @ z if d < m else p @ z.mT) / lamda_inv
-    powers = [c]
+        return [(p * z).sum() / lamda_inv]
+    m, d = p.shape
+    c = (p.T @ z if d < m else p @ z.T) / lamda_inv
+    traces, powers = [c.trace()], [c]
     for k in range(2, order + 1):
         half, rest = (k + 1) // 2, k // 2
         if half > len(powers):
             powers.append(powers[-1] @ c)
-        traces.append((powers[half - 1] * powers[rest - 1].mT).sum(dim=(1, 2)))
+        traces.append((powers[half - 1] * powers[rest - 1].T).sum())
     return traces

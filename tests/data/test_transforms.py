@@ -266,7 +266,7 @@ def test_eval_transforms(photo):
         ({"grayscale": {"enabled": True, "prob": -0.1}}, "grayscale.prob"),
         ({"grayscale": {"enabled": True}}, "without a probability"),
         ({"grayscale": {"enabled": "yes", "prob": 1.0}}, "grayscale.enabled"),
-        ({"grayscale": 0.2}, "must be a mapping"),
+        ({"grayscale": 0.2}, "grayscale must be a mapping"),
         ({"rrc": {"enabled": True, "crop_min_scale": 0.0}}, "crop scale out of range"),
         ({"rrc": {"enabled": True, "crop_min_scale": 0.9, "crop_max_scale": 0.5}}, "crop scale"),
         ({"rrc": {"enabled": True, "crop_max_scale": 1.5}}, "crop_max_scale is out of range"),

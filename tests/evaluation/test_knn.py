@@ -158,10 +158,11 @@ def test_votes_that_tie_go_to_the_smallest_label():
 def test_temperature_lets_near_neighbors_outvote_many():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     test = torch.tensor([[1.0, 0.1]])
-    labels = torch.tensor([3, 8, 8, 8])
-    assert knn_predict(train, labels, test, 4, None).tolist() == [8]
-    assert knn_predict(train, labels, test, 4, 0.07).tolist() == [3]
-    assert knn_predict(train, labels, test, 4, 1e-4).tolist() == [3]  # exp(1e4) would overflow
+    labels = torch.tensor([8, 3, 3, 3])
+    assert knn_predict(train, labels, test, 4, None).tolist() == [3]
+    assert knn_predict(train, labels, test, 4, 0.07).tolist() == [8]
+    # exp(1 / 1e-4) and exp(0.1 / 1e-4) would both overflow.
+    assert knn_predict(train, labels, test, 4, 1e-4).tolist() == [8]
 
 
 def test_euclidean_weights_are_exp_of_minus_distance():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -275,3 +277,16 @@ def test_callbacks_write_checkpoints_that_open(
     (path,) = config.run_dir.rglob("*.ckpt")
     assert path.name.endswith("-ep=1.ckpt")
     assert torch.load(path, weights_only=True)["global_step"] == 4
+
+
+def test_umap_callback_without_its_packages(run_config, monkeypatch):
+    module = importlib.import_module(f"solo_minent.host.{host.HOST}")
+    monkeypatch.setattr(module, "auto_umap", None)
+    with pytest.raises(UserError, match="UMAP callback cannot be imported.*pip install umap-learn"):
+        host.callbacks(run_config(), umap=True)
+
+
+def test_a_run_without_end(tiny, run_config, backbone, loaders, trainer):
+    module = build(run_config, backbone)
+    with pytest.raises(UserError, match="run has no end: max_epochs=-1"):
+        trainer(-1).fit(module, loaders()[0])

@@ -67,9 +67,7 @@ def test_equals_the_formula(plain, run_config, backbone, loaders, trainer, exclu
         torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_tiny_eta_freezes_and_plain_sgd_does_not(
-    plain, run_config, backbone, loaders, trainer
-):
+def test_tiny_eta_freezes_and_plain_sgd_does_not(plain, run_config, backbone, loaders, trainer):
     start = {k: v.clone() for k, v in backbone.state_dict().items()}
     moved = {}
     for name, kwargs in (("lars", {"eta": 1e-12}), ("sgd", {})):

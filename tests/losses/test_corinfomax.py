@@ -170,10 +170,12 @@ def test_state_moves_across_devices():
 def test_state_is_updated_in_place_and_without_graph():
     criterion = CorInfoMaxLoss(6, 250.0)
     buffers = list(criterion.buffers())
+    storage = [b.data_ptr() for b in buffers]
     z1, z2 = (z.requires_grad_() for z in batch(0))
     criterion(z1, z2).backward()
     criterion(z1, z2).backward()  # the first graph is gone: the state must not reach into it
     assert all(a is b for a, b in zip(buffers, criterion.buffers(), strict=True))
+    assert storage == [b.data_ptr() for b in criterion.buffers()]
     assert not any(b.requires_grad for b in criterion.buffers())
 
 

@@ -61,6 +61,21 @@ def test_terms_are_the_heads_own_losses(waves):
         torch.testing.assert_close(term, minent_loss_func(a, b, "bn"), rtol=1e-12, atol=0)
 
 
+def test_known_targets_are_used_as_they_are(waves):
+    g1, g2 = views(waves, 16, [12, 5])
+    targets = (minent_targets(g1, "bn"), minent_targets(g2, "bn"))
+    given, own = minent_loss_terms(g1, g2, "bn", targets), minent_loss_terms(g1, g2, "bn")
+    assert all(torch.equal(given[key], own[key]) for key in own)
+    # View 1's logits are scored against view 2's targets.
+    shifted = (targets[0], [(t + 1) % g.shape[1] for t, g in zip(targets[1], g2, strict=True)])
+    half = [
+        (F.cross_entropy(a, t2) + F.cross_entropy(b, t1)) / 2
+        for a, b, t1, t2 in zip(g1, g2, *shifted, strict=True)
+    ]
+    terms = minent_loss_terms(g1, g2, "bn", shifted)
+    torch.testing.assert_close(list(terms.values()), half, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_targets_are_those_of_torchs_own_normalisation(norm):
     g = torch.randn(32, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 3 + 1
@@ -122,8 +137,10 @@ def test_collapsed_logits_stay_collapsed_without_norm():
 
 
 def test_half_precision_targets_are_those_of_the_widened_logits():
-    # In float16 the normalised columns tie again and again, which would favour the first units.
-    g = torch.randn(64, 200, generator=torch.Generator().manual_seed(0)).half()
+    # Statistics rounded to float16 would change the winners: columns differ in location and scale.
+    generator = torch.Generator().manual_seed(0)
+    location, scale = (torch.randn(300, generator=generator) for _ in range(2))
+    g = (torch.randn(256, 300, generator=generator) * scale + 4 * location).half()
     for norm in NORMS:
         assert torch.equal(minent_targets(g, norm), minent_targets(g.float(), norm)), norm
 

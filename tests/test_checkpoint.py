@@ -1,0 +1,86 @@
+"""Files are whole or absent; weights load completely or not at all."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from solo_minent.checkpoint import (
+    add_result,
+    load_backbone,
+    save_backbone,
+    sha256,
+    write_atomic,
+    write_text,
+)
+from solo_minent.config import load_recipe
+from solo_minent.errors import UserError
+
+
+def network(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_backbone_round_trip(tmp_path):
+    config = load_recipe("digits/mec")
+    path, one, other = tmp_path / "b.safetensors", network(), network()
+    save_backbone(path, one.state_dict(), config)
+    assert load_backbone(path, other) == "loaded 7/7 tensors"
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    assert len(sha256(path)) == 64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state.pop("1.bias"), "1 of 7 tensors differ.*first 1.bias"),
+        (lambda state: state.update(extra=torch.ones(1)), "1 of 7 tensors differ.*first extra"),
+        (lambda state: state.update({"0.bias": torch.ones(9)}), "first 0.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_change_nothing(tmp_path, spoil, message):
+    path, target = tmp_path / "b.safetensors", network()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    state = network().state_dict()
+    spoil(state)
+    save_backbone(path, state, load_recipe("digits/mec"))
+    with pytest.raises(UserError, match=message):
+        load_backbone(path, target)
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_missing_truncated_and_foreign_weight_files(tmp_path):
+    path = tmp_path / "b.safetensors"
+    with pytest.raises(UserError, match="backbone weights are missing"):
+        load_backbone(path, network())
+    save_backbone(path, network().state_dict(), load_recipe("digits/mec"))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="backbone weights are damaged"):
+        load_backbone(path, network())
+    torch.save(network().state_dict(), path)
+    with pytest.raises(UserError, match="backbone weights are damaged"):
+        load_backbone(path, network())
+
+
+def test_a_result_replaces_the_same_protocol_only(tmp_path):
+    for target, protocol, top1 in (("a", "knn", 1), ("a", "linear", 2), ("a", "knn", 3)):
+        add_result(tmp_path, {"target": target, "protocol": protocol, "top1": top1})
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["protocol"], r["top1"]) for r in stored] == [("linear", 2), ("knn", 3)]
