@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pretrains one recipe and evaluates it: linear, kNN, and against its baselines with a picture.
+# Pretrains one recipe, then evaluates it against raw pixels and the untrained backbone (linear, kNN,
+# few labels) and draws its course.
 #   bash scripts/run.sh cifar10/minent data.root=/data max_epochs=10
 # Started again after an interruption it continues. SOLO_MINENT names another solo-minent command.
 set -euo pipefail
@@ -11,6 +12,4 @@ default=$here/.venv/bin/solo-minent
 solo_minent=${SOLO_MINENT:-$default}
 
 "$solo_minent" pretrain --recipe "$recipe" "$@"
-"$solo_minent" linear --recipe "$recipe" "$@"
-"$solo_minent" knn --recipe "$recipe" "$@"
 "$solo_minent" report --recipe "$recipe" "$@"

@@ -129,10 +129,7 @@ class RunConfig:
     def global_batch_size(self) -> int:
         """Images of one optimiser step over all ranks, nodes and accumulated batches."""
         return (
-            self.optimizer.batch_size
-            * self.devices
-            * self.num_nodes
-            * self.accumulate_grad_batches
+            self.optimizer.batch_size * self.devices * self.num_nodes * self.accumulate_grad_batches
         )
 
     @property

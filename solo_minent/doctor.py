@@ -115,9 +115,7 @@ def _accelerator() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        names = ", ".join(
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        )
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("accelerator", f"CUDA {torch.version.cuda}: {names}", "ok")
     fix = "" if shutil.which("nvidia-smi") is None else "install a torch that fits the driver"
     return Finding("accelerator", f"CPU, {os.cpu_count()} cores", "optional", fix)

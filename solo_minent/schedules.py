@@ -26,7 +26,8 @@ def lr_factor(
 
     warm-up is a straight line from `warmup_start_lr` that reaches `lr` on its last point (MEC,
     CorInfoMax); `warmup_cosine` then falls half a cosine to `min_lr`; `warmup_multistep` multiplies
-    by `gamma` at each of `lr_decay_epochs`, where a negative epoch counts from the end (MinEnt).
+    by `gamma` at each of `lr_decay_epochs`, where a negative epoch counts from the end (MinEnt) and
+    is left out in a run too short to have it.
     With `interval: epoch` the rate changes between epochs only (CorInfoMax). `restart_epoch` starts
     a second warm-up and cosine with `restart_lr` as its peak (TWIST's self-labelling stage).
 
@@ -48,6 +49,7 @@ def lr_factor(
     restart = math.inf if scheduler.restart_epoch is None else scheduler.restart_epoch * unit
     warmup = _warmup_points(scheduler, unit, steps_per_epoch)
     decays = [(e if e >= 0 else total_epochs + e) * unit for e in scheduler.lr_decay_epochs]
+    decays = [point for point in decays if point > 0]
 
     def rate(point: int) -> float:
         if point >= restart:

@@ -37,9 +37,12 @@ class OnlineKNN(Callback):
         predicted = knn_predict(train, labels, test, self.k, None, "euclidean")
         return 100.0 * (predicted == truth).double().mean().item()
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def is_due(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+        return epoch % self.every == 0 or epoch == trainer.max_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.is_due(trainer):
             value = self.accuracy(module) if trainer.is_global_zero else None
             module.log("knn_acc1", trainer.strategy.broadcast(value), rank_zero_only=True)
 
@@ -78,6 +81,8 @@ class EpochLog(Callback):
             if not key.endswith("_step")
         }
         metrics = {key.removesuffix("_epoch"): value for key, value in metrics.items()}
+        if self.knn is None or not self.knn.is_due(trainer):
+            metrics.pop("knn_acc1", None)  # Lightning still holds the last one
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         self._add({"epoch": trainer.current_epoch + 1, "lr": lr, **metrics}, trainer)
 

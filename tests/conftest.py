@@ -46,8 +46,6 @@ def tiny_run(tmp_path):
 
     def make(method: str, *overrides: str) -> RunConfig:
         output = f"output_dir={tmp_path / 'runs'}"
-        return load_recipe(
-            f"digits/{method}", [*TINY, *TINY_METHODS[method], output, *overrides]
-        )
+        return load_recipe(f"digits/{method}", [*TINY, *TINY_METHODS[method], output, *overrides])
 
     return make

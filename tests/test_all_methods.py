@@ -23,8 +23,9 @@ def test_the_table_is_complete(tiny_methods):
 
 
 def test_every_method_is_a_solo_learn_method():
-    import solo_minent.plugin
     import solo.methods
+
+    import solo_minent.plugin
 
     assert set(METHODS) <= set(solo.methods.METHODS)
     for name in METHODS:

@@ -43,10 +43,16 @@ def test_module_and_version():
         (["pretrain", "--recipe", "cifar10/mec", "method_kwargs.order=3"], "order is not even: 3"),
         (["pretrain", "--recipe", "cifar10/mec", "data.root=/nowhere"], "/nowhere"),
         (["pretrain", "--recipe", "cifar10/mec"], "data.root"),
-        (["pretrain", "--recipe", "digits/mec", "optimizer.batch_size=1"], "batch_size is too small"),
+        (
+            ["pretrain", "--recipe", "digits/mec", "optimizer.batch_size=1"],
+            "batch_size is too small",
+        ),
         (["pretrain", "--recipe", "digits/mec", "optimizer.batch_size=4096"], "4096 is larger"),
         (["pretrain", "--recipe", "digits/mec", "backbone.name=resnet19"], "resnet19"),
-        (["pretrain", "--recipe", "digits/mec", "accelerator=gpu"], "accelerator is not there: gpu"),
+        (
+            ["pretrain", "--recipe", "digits/mec", "accelerator=gpu"],
+            "accelerator is not there: gpu",
+        ),
         (["knn", "no/run"], "run folder is missing: no/run"),
         (["linear", "--recipe", "digits/mec"], "backbone weights are missing"),
         (["knn", "--recipe", "digits/mec", "--target", "noise"], "target is unknown: noise"),
@@ -99,7 +105,8 @@ def test_report_draws_a_table_and_a_picture(tiny_run, capsys):
         assert row in printed
     with Image.open(folder / "report.png") as picture:
         assert picture.width > 1000 and len(picture.convert("L").getcolors(256)) > 50
-    assert main(["knn", str(folder), "--k", "3", "--temperature", "0.1", "--distance", "cosine"]) == 0
+    options = ["--k", "3", "--temperature", "0.1", "--distance", "cosine"]
+    assert main(["knn", str(folder), *options]) == 0
     assert "3-NN, cosine, weights exp(sim / 0.1)" in capsys.readouterr().out
     assert main(["linear", str(folder), "--target", "random", *overrides]) == 0
     assert "top-1" in capsys.readouterr().out

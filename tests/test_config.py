@@ -75,7 +75,7 @@ def test_run_folder_round_trip(tmp_path):
     ("overrides", "message"),
     [
         (["method=minnent"], "method is unknown: minnent.*Set method=minent"),
-        (["optimzer.lr=1"], "configuration key is unknown: optimzer.lr. The nearest is optimizer.lr"),
+        (["optimzer.lr=1"], "key is unknown: optimzer.lr. The nearest is optimizer.lr"),
         (["max_epochs"], "override is not key=value: max_epochs"),
         (["max_epochs=many"], "configuration does not compose: .*many"),
         (["max_epochs=0"], "max_epochs is too small: 0"),

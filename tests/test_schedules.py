@@ -19,7 +19,11 @@ CORINFOMAX = {
         999: 6.034971703408365e-06,
         1000: 2.2587460947345163e-06,
     },
-    (0.2, 100, 1e-6): {2: 0.024888888888888887, 50: 0.12079156512593058, 100: 6.191699350393337e-05},
+    (0.2, 100, 1e-6): {
+        2: 0.024888888888888887,
+        50: 0.12079156512593058,
+        100: 6.191699350393337e-05,
+    },
     (1.0, 400, 5e-3): {2: 0.11377777777777778, 200: 0.5265359063139394, 400: 0.005016141031027342},
 }
 
@@ -65,6 +69,15 @@ def test_minent_warms_up_500_iterations_and_drops_near_the_end():
     assert factor(499) == factor(950 * 390 - 1) == 1
     assert factor(950 * 390) == pytest.approx(0.2)
     assert factor(975 * 390) == factor(1000 * 390 - 1) == pytest.approx(0.04)
+
+
+def test_a_run_shorter_than_its_last_phase_has_no_drop():
+    scheduler = SchedulerConfig(
+        name="warmup_multistep", warmup_steps=1, lr_decay_epochs=[-50, -5], gamma=0.2
+    )
+    factor = lr_factor(scheduler, 1.0, steps_per_epoch=10, total_epochs=20)
+    assert factor(0) == factor(149) == 1
+    assert factor(150) == pytest.approx(0.2)
 
 
 def test_restart_is_a_second_warm_up_and_cosine():

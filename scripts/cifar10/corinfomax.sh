@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# corinfomax on CIFAR-10: pretrain, linear, kNN, report. Recipe: solo_minent/recipes/cifar10/corinfomax.yaml,
+# corinfomax on CIFAR-10: pretrain, then linear, kNN and report. Recipe: solo_minent/recipes/cifar10/corinfomax.yaml,
 # hyper-parameters published by its authors; written for one GPU.
 #   bash scripts/cifar10/corinfomax.sh data.root=/data/cifar10
 set -euo pipefail

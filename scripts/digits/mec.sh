@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mec on scikit-learn's digits: pretrain, linear, kNN, report. Runs on a CPU; hyper-parameters ours,
+# mec on scikit-learn's digits: pretrain, then linear, kNN and report. Runs on a CPU; hyper-parameters ours,
 # in solo_minent/recipes/digits/mec.yaml.
 #   bash scripts/digits/mec.sh max_epochs=20
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# twist on scikit-learn's digits: pretrain, linear, kNN, report. Runs on a CPU; hyper-parameters ours,
+# twist on scikit-learn's digits: pretrain, then linear, kNN and report. Runs on a CPU; hyper-parameters ours,
 # in solo_minent/recipes/digits/twist.yaml.
 #   bash scripts/digits/twist.sh max_epochs=20
 set -euo pipefail

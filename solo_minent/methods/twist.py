@@ -214,9 +214,7 @@ class TWIST(SSLMethod):
         else:
             terms = twist_multicrop_loss_terms(views.z, views.num_large, p.tau, p.eps)
         loss = (
-            terms["consistency"]
-            + (1 + p.lam1) * terms["sharpness"]
-            - p.lam2 * terms["diversity"]
+            terms["consistency"] + (1 + p.lam1) * terms["sharpness"] - p.lam2 * terms["diversity"]
         )
         return {"loss": loss, **terms}
 

@@ -86,7 +86,9 @@ def test_mec_schedules_equal_the_official_ones(make_method):
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_mec_lambda_warm_up_fits_into_a_short_run(make_method, epochs):
     method = make_method("mec", **SMALL["mec"])
-    values = [method.lamda_inv(8, Progress(i, 4 * epochs, i // 4, epochs)) for i in range(4 * epochs)]
+    values = [
+        method.lamda_inv(8, Progress(i, 4 * epochs, i // 4, epochs)) for i in range(4 * epochs)
+    ]
     final = 8 / 32
     assert values[0] == pytest.approx(8 * final)
     assert values[-1] == pytest.approx(final)
