@@ -14,12 +14,12 @@ from solo_minent import host
 from solo_minent.backbones import build_backbone
 from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_json, write_text
 from solo_minent.config import RunConfig, differences, load_run, scaled_lrs, to_yaml
+from solo_minent.console import quiet_lightning
 from solo_minent.data.datasets import num_classes
 from solo_minent.data.loaders import eval_loader, pretrain_loader
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.methods import available
-from solo_minent.quiet import quiet_lightning
 from solo_minent.schedules import lr_factor
 from solo_minent.training import EpochLog, OnlineKNN, SaveLast
 

@@ -31,6 +31,7 @@ from solo_minent.losses import (
     twist_self_label_loss_func,
     twist_teacher_loss_func,
 )
+from solo_minent.methods.twist import BunchNorm
 
 WORLD = 2
 TIMEOUT_S = 120
@@ -71,6 +72,16 @@ def self_label_one_sided(f):
     return {"value": twist_self_label_loss_func(f, 0.4)}
 
 
+def bunch_norm(bunch_size):
+    def run(f):
+        norm = BunchNorm(f[0].shape[1], bunch_size).to(f[0].dtype)
+        value = twist_loss_func(*norm(f[:2]))
+        whole = bunch_size == len(f[0]) * distributed.world_size()
+        return {"value": value} | ({"same": norm.running_var} if whole else {})
+
+    return run
+
+
 def collectives(f):
     x, y, z = f[0], f[1].view(-1, 2, 4), f[2].detach()
     everyone = distributed.gather(x)
@@ -102,6 +113,8 @@ CASES = {
     "mec order 3": (mec(3, 1.0), 12),
     "mec one row a rank": (mec(4, 2.0), 2),
     "twist": (lambda f: {"value": twist_loss_func(f[0], f[1], -0.6, 0.9, 0.7)}, 12),
+    "twist with a bunch over both ranks": (bunch_norm(12), 12),
+    "twist with bunches within a rank": (bunch_norm(3), 12),
     "twist multi-crop": (lambda f: {"value": twist_multicrop_loss_func(f, 2, -0.6, 0.9, 0.7)}, 12),
     "twist teacher": (
         lambda f: {"value": twist_teacher_loss_func(f, [f[3], f[2]], -0.6, 0.9, 0.7)},

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from solo_minent.console import progress_bar
 from solo_minent.errors import UserError
 
 _AUTOCAST = {
@@ -97,9 +98,6 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def _with_progress(loader: Iterable, progress: bool) -> Iterable:
-    if not progress:
-        return loader
-    from tqdm import tqdm
-
-    return tqdm(loader, desc="features", unit="batch", leave=False)
+def _with_progress(loader: Iterable, progress: bool) -> Iterator:
+    with progress_bar(progress) as bar:
+        yield from bar.track(loader, description="features")

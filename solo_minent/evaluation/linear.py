@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from solo_minent import host
 from solo_minent.config import LinearConfig
+from solo_minent.console import progress_bar, quiet_lightning
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import Features
-from solo_minent.quiet import quiet_lightning
 
 
 class ExponentialDecay(Callback):
@@ -23,7 +22,7 @@ class ExponentialDecay(Callback):
 
     def __init__(self, first: float, last: float, progress: bool):
         self.first, self.last = first, last
-        self.progress = Progress(disable=not progress, transient=True)
+        self.progress = progress_bar(progress)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.progress.start()

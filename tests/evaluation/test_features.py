@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -81,7 +83,10 @@ def test_bf16_is_close_and_float32(backbone, loader):
     torch.testing.assert_close(exact, rough, atol=0.02, rtol=0.05)
 
 
-def test_progress_bar_is_labelled(backbone, loader, capsys):
+def test_progress_bar_is_labelled(backbone, loader, capsys, monkeypatch):
+    extract_features(backbone, loader)
+    assert capsys.readouterr().err == "", "a log file wants no bar"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     extract_features(backbone, loader)
     assert "features" in capsys.readouterr().err
     extract_features(backbone, loader, progress=False)

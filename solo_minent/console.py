@@ -1,11 +1,15 @@
-"""Lightning without its lines on devices, tips and loaders; warnings that matter still show."""
+"""What long work shows on the terminal: a bar, and of Lightning's lines only those that matter."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 EXPECTED = (
@@ -14,6 +18,12 @@ EXPECTED = (
     ".*`validation_step` but have no `val_dataloader`.*",  # a probe has none
     ".*`IterableDataset` has `__len__` defined.*",
 )
+
+
+def progress_bar(show: bool = True) -> Progress:
+    """A bar on stderr that goes away when it is done; none where stderr is no terminal."""
+    shown = show and sys.stderr.isatty()
+    return Progress(console=Console(stderr=True), disable=not shown, transient=True)
 
 
 @contextmanager
