@@ -32,7 +32,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "lightning>=2.5",
+        "lightning>=2.6",
         "torchmetrics>=1.0",
         "timm>=1.0",
         "hydra-core>=1.3",

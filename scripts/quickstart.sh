@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 
 method=minent
 if [ "${1:-}" = --method ]; then
-  method=${2:?error: --method needs a name: minent, mec, twist or corinfomax}
-  shift 2
+  method=${2:-none}
+  shift $(($# < 2 ? 1 : 2))
 fi
 case $method in
   minent | mec | twist | corinfomax) ;;

@@ -4,6 +4,10 @@
 #   bash scripts/run.sh cifar10/minent data.root=/data max_epochs=10
 # Started again after an interruption it continues. SOLO_MINENT names another solo-minent command.
 set -euo pipefail
+if [ $# -eq 0 ]; then
+  echo "error: recipe is missing. It is a name such as cifar10/minent. Run bash scripts/run.sh cifar10/minent data.root=…" >&2
+  exit 2
+fi
 recipe=$1
 shift
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -12,18 +12,21 @@ VENV=${VENV:-.venv}
 say() { printf '[setup] %s\n' "$*"; }
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-  echo "error: Python is too old: $("$PYTHON" --version). 3.10 or newer is needed. Run PYTHON=python3.x bash scripts/setup.sh." >&2
+  echo "error: Python is missing or too old: $PYTHON. 3.10 or newer is needed. Run PYTHON=python3.x bash scripts/setup.sh." >&2
   exit 2
 }
 
-# What was asked for last time; when it is the same and still there, nothing is left to do.
+# What was asked for last time; when it is the same, nothing is left to do.
 wanted=$(cat scripts/constraints.txt setup.py scripts/setup.sh; echo "$EXTRAS"; "$PYTHON" --version)
 if [ -f "$VENV/.installed" ] && [ "$(cat "$VENV/.installed")" = "$wanted" ]; then
   say "$VENV is up to date"
   exit 0
 fi
 
-[ -x "$VENV/bin/python" ] || { say "making $VENV with $("$PYTHON" --version)"; "$PYTHON" -m venv "$VENV"; }
+if [ "$("$VENV/bin/python" --version 2>/dev/null)" != "$("$PYTHON" --version)" ]; then
+  say "making $VENV with $("$PYTHON" --version)"
+  "$PYTHON" -m venv --clear "$VENV"
+fi
 rm -f "$VENV/.installed"
 say "installing the tested stack (several GB, once)"
 "$VENV/bin/python" -m pip install --quiet --upgrade pip

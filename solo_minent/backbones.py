@@ -106,9 +106,10 @@ def _construct(name: str, build: Any, kwargs: dict[str, Any]) -> nn.Module:
         return build()
     try:
         return build()
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} cannot be built with {kwargs}: {error}. Allowed are the arguments of its "
+            f"{name} cannot be built with {kwargs}: {reason}. Allowed are the arguments of its "
             "constructor. Correct backbone.kwargs."
         ) from error
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solo_minent.config import RunConfig
 
 BACKBONE_FILE = "backbone.safetensors"
+RESULTS_FILE = "results.json"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -117,10 +118,36 @@ def load_backbone(path: Path, backbone: nn.Module) -> str:
     return f"loaded {len(state)}/{len(own)} tensors"
 
 
+def read_results(run_dir: Path) -> list[dict[str, Any]]:
+    """The results in the folder's `results.json`; none if there is no such file.
+
+    Raises:
+        UserError: the file is no list of results.
+    """
+    path = run_dir / RESULTS_FILE
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        results = error
+    if not isinstance(results, list) or not all(isinstance(r, dict) for r in results):
+        found = results if isinstance(results, ValueError) else type(results).__name__
+        raise UserError(
+            f"results are damaged: {path} ({found}). A JSON list of results was expected. "
+            f"Restore the file, or start a new one: mv {path} {path}.damaged"
+        )
+    return results
+
+
 def add_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Adds one result to the folder's `results.json`; the same protocol and target is replaced."""
-    path = run_dir / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else []
+    """Adds one result to the folder's `results.json`; the same protocol and target is replaced.
+
+    Raises:
+        UserError: the file that is there is no list of results.
+    """
     same = ("target", "protocol")
-    results = [r for r in results if any(r.get(key) != result.get(key) for key in same)]
-    write_json(path, [*results, result])
+    results = [
+        r for r in read_results(run_dir) if any(r.get(key) != result.get(key) for key in same)
+    ]
+    write_json(run_dir / RESULTS_FILE, [*results, result])

@@ -9,9 +9,13 @@ import argparse
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from solo_minent import __version__
+from solo_minent.allowed import Range, check_one_of, check_range
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 RECIPE_HELP = "recipe such as cifar10/minent, or a YAML file of your own"
 OVERRIDE_HELP = "Hydra overrides such as max_epochs=10 data.root=/data"
+DISTANCES = ("euclidean", "cosine")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +35,36 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 (doctor found something missing), 2 (bad input), 130 (interrupted).
     """
+    options = argparse.Namespace(debug=False, command=None)
+    try:
+        options = _parse(arguments)
+        return options.command(options)
+    except (UserError, ModuleNotFoundError) as error:
+        if options.debug:
+            raise
+        _say(f"error: {_one_line(error)}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        continues = options.command is _pretrain
+        _say("stopped; the same command continues the run" if continues else "stopped", sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error of ours is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"command line is wrong: {message}. A command, its options and key=value are taken. "
+            f"See {self.prog} --help"
+        )
+
+    def print_help(self, file: TextIO | None = None) -> None:
+        with _quiet_pipe():
+            super().print_help(file)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     # argparse takes the words after an option for unknown ones.
     options, late = parser.parse_known_args(arguments)
@@ -37,22 +72,31 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if late:
         options.words += late
-    # Behind a closed pipe (| head) end quietly, as other tools do.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return options
+
+
+@contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """Printing into a pipe that is closed (| head) ends the program quietly, as in other tools."""
+    if not hasattr(signal, "SIGPIPE"):  # Windows
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        return options.command(options)
-    except (UserError, ModuleNotFoundError) as error:
-        if options.debug:
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Prints once for all processes of a machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=file)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="solo-minent", description="MinEnt, MEC, TWIST and CorInfoMax on solo-learn."
     )
     parser.add_argument("--version", action="version", version=f"solo-minent {__version__}")
@@ -92,7 +136,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     config = _config(options)
     from solo_minent.pretrain import pretrain
 
-    print(f"run folder: {pretrain(config)}")
+    _say(f"run folder: {pretrain(config)}")
     return 0
 
 
@@ -101,6 +145,7 @@ def _linear(options: argparse.Namespace) -> int:
     from solo_minent.evaluation.targets import features_of, load_target
     from solo_minent.report import linear_result
 
+    _check_results(config)
     target = load_target(config, options.target)
     result = linear_result(config, target, features_of(target, config))
     print(f"{result['protocol']}\ntop-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %")
@@ -108,13 +153,29 @@ def _linear(options: argparse.Namespace) -> int:
 
 
 def _knn(options: argparse.Namespace) -> int:
+    check_one_of("--distance", options.distance, DISTANCES)
+    if options.temperature is not None:
+        check_range("--temperature", options.temperature, Range(0, 0.07, above=True))
+    if options.k is not None:
+        check_range("--k", options.k, Range(1, 5))
     config = _config(options)
-    from solo_minent.evaluation.targets import features_of, load_target
+    from solo_minent.evaluation.targets import (
+        check_knn_k,
+        eval_loaders,
+        features_of,
+        load_target,
+    )
     from solo_minent.report import knn_result
 
+    if options.k is not None:
+        config = replace(config, evaluation=replace(config.evaluation, knn_k=options.k))
+    _check_results(config)
     target = load_target(config, options.target)
-    features = features_of(target, config)
-    k = config.evaluation.knn_k if options.k is None else options.k
+    loaders = eval_loaders(config)
+    key = "evaluation.knn_k" if options.k is None else "--k"
+    check_knn_k(config, len(loaders[0].dataset), key)
+    features = features_of(target, config, loaders=loaders)
+    k = config.evaluation.knn_k
     result = knn_result(config, target, features, k, options.temperature, options.distance)
     print(f"{result['protocol']}\ntop-1 {result['top1']:.2f} %")
     return 0
@@ -131,22 +192,29 @@ def _report(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     from solo_minent.config import recipes
 
-    print("\n".join(recipes()))
+    with _quiet_pipe():
+        print("\n".join(recipes()))
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from solo_minent.doctor import print_findings
 
-    return 0 if print_findings() else 1
+    with _quiet_pipe():
+        complete = print_findings()
+    return 0 if complete else 1
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
-    """The run that a command names: by its folder, or by recipe and overrides."""
+    """The run that a command names: by its folder, or by recipe and overrides.
+
+    Raises:
+        UserError: it names none, or more than one.
+    """
     from solo_minent.config import load_recipe, load_run
 
-    overrides = [word for word in options.words if "=" in word]
-    others = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word or word.startswith("~")]
+    others = [word for word in options.words if word not in overrides]
     if options.recipe and not others:
         return load_recipe(options.recipe, overrides)
     if len(others) == 1 and not options.recipe:
@@ -162,10 +230,20 @@ def _config(options: argparse.Namespace) -> RunConfig:
     )
 
 
+def _check_results(config: RunConfig) -> None:
+    """Complains before the slow part of an evaluation if its result could not be stored."""
+    from solo_minent.checkpoint import read_results
+    from solo_minent.config import check_writable
+
+    check_writable(config)
+    read_results(config.run_dir)
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, UserError):
+        package = error.name or str(error).partition(". ")[0]
         return (
-            f"package is missing: {error.name}. It is one of solo-minent's requirements. "
+            f"package is missing: {package}. It is one of solo-minent's requirements. "
             "See solo-minent doctor."
         )
     return " ".join(str(error).split())

@@ -7,19 +7,32 @@ solo-learn's own YAML files where it has the key.
 
 from __future__ import annotations
 
-import difflib
+import os
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from solo_minent.allowed import closest, reason
+from solo_minent.checks import check
 from solo_minent.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 RECIPES = Path(__file__).parent / "recipes"
-OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
-FORMATS = ("image_folder",)
-OPEN = ("method_kwargs", "backbone.kwargs", "optimizer.kwargs")  # keys that a recipe may lack
+# What a recipe need not have for an override to set it.
+OPEN = ("method_kwargs", "backbone.kwargs", "optimizer.kwargs", "augmentations.")
+# Where a run lies, how fast its images come, how it is evaluated: its weights are the same.
+BYSTANDERS = (
+    "output_dir",
+    "folder",
+    "checkpoint_every",
+    "data.root",
+    "data.num_workers",
+    "data.val_images",
+    "evaluation.",
+)
 
 
 @dataclass
@@ -153,81 +166,16 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     Args:
         recipe: a name out of `recipes()`, or the path of a YAML file that may build on them
             (`defaults: [/cifar10/minent, _self_]`).
-        overrides: Hydra overrides, `key=value`.
+        overrides: Hydra overrides, `key=value` or `~key`.
 
     Returns:
         The checked configuration, with every default of the method filled in.
 
     Raises:
-        UserError: unknown recipe, key or value.
+        UserError: unknown recipe, key or value, or a file that is no recipe.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     folder, name = _find_recipe(recipe)
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    search = f"hydra.searchpath=[file://{RECIPES}]"
-    given = [f"++{line}" if line.startswith(OPEN) else line for line in overrides or []]
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            config = compose(name, overrides=[search, *given])
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise UserError(
-                f"recipe {recipe} lacks values: {', '.join(missing)}. Every run needs them. "
-                f"Add {missing[0]}=… to the command."
-            )
-        config = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, overrides or [])) from error
-    return check(config)
-
-
-def check(config: RunConfig) -> RunConfig:
-    """Checks a configuration and completes `method_kwargs` with the method's defaults.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
-    from solo_minent.data.loaders import crop_counts
-    from solo_minent.methods import available
-
-    methods = available()
-    if config.method not in methods:
-        raise UserError(
-            f"method is unknown: {config.method}. The methods are {', '.join(methods)}. "
-            f"Set method={closest(config.method, methods)}."
-        )
-    method = methods[config.method]
-    config = replace(config, method_kwargs=_method_kwargs(method, config.method_kwargs))
-    _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
-    _one_of("precision", config.precision, PRECISIONS)
-    _one_of("data.format", config.data.format, FORMATS)
-    for key, value, least in (
-        ("max_epochs", config.max_epochs, 1),
-        ("devices", config.devices, 1),
-        ("num_nodes", config.num_nodes, 1),
-        ("accumulate_grad_batches", config.accumulate_grad_batches, 1),
-        ("checkpoint_every", config.checkpoint_every, 1),
-        ("optimizer.batch_size", config.optimizer.batch_size, 2),
-        ("data.num_workers", config.data.num_workers, 0),
-        ("data.image_size", config.data.image_size, 8),
-    ):
-        if value < least:
-            raise UserError(
-                f"{key} is too small: {value}. It is at least {least}. Set {key}={least} or more."
-            )
-    num_large, num_small = crop_counts(config.augmentations)
-    if num_large != 2 or (num_small and not method.multicrop):
-        allowed = "two large crops and any small ones" if method.multicrop else "two large crops"
-        raise UserError(
-            f"augmentations do not suit {config.method}: {num_large} large and {num_small} small "
-            f"crops. It takes {allowed}. Set num_crops in the augmentations of the recipe."
-        )
-    return config
+    return check(_compose(folder, name, overrides or [], f"recipe {recipe}"))
 
 
 def scaled_lrs(config: RunConfig) -> RunConfig:
@@ -261,15 +209,11 @@ def load_run(folder: str | Path, overrides: list[str] | None = None) -> RunConfi
 
     Args:
         folder: made by `solo_minent.pretrain.pretrain`; it may have been moved.
-        overrides: `key=value`, for an evaluation with other data or settings.
+        overrides: as for a recipe, for an evaluation with other data or settings.
 
     Raises:
         UserError: `config.yaml` is missing or is no configuration of ours, or an override is wrong.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     folder = Path(folder)
     path = folder / "config.yaml"
     if not path.is_file():
@@ -277,32 +221,43 @@ def load_run(folder: str | Path, overrides: list[str] | None = None) -> RunConfi
             f"run configuration is missing: {path}. A run folder holds config.yaml. "
             "Name a folder that solo-minent pretrain made."
         )
-    try:
-        given = OmegaConf.from_dotlist(overrides or [])
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path), given)
-        config = check(OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(
-            f"run configuration does not load: {path}, {_first_line(error)}. It must be what "
-            "solo-minent pretrain wrote. Correct the override or restore the file."
-        ) from error
+    config = check(_compose(folder.resolve(), "config", overrides or [], f"configuration {path}"))
     return replace(config, folder=str(folder))
 
 
+def check_writable(config: RunConfig) -> None:
+    """Checks that the run's folder can be made or written, and makes nothing.
+
+    Raises:
+        UserError: a file is in the way, or the nearest folder that exists cannot be written.
+    """
+    run_dir = config.run_dir.absolute()
+    nearest = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        what = f"{nearest} is no folder"
+    elif nearest.resolve().parts[1:2] in (("proc",), ("sys",)):  # root has every right there
+        what = f"{nearest} belongs to the system"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        what = f"{nearest} may not be written"
+    else:
+        return
+    raise UserError(
+        f"run folder cannot be made: {config.run_dir}, {what}. It needs a folder that you may "
+        "write to. Set output_dir=runs, or folder=… to a place of your own."
+    )
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """What differs between two runs, except where they are, as `key: old -> new` lines."""
-    a, b = (_flatten(asdict(replace(c, output_dir="", folder=None))) for c in (old, new))
+    """What differs between two configurations, as `key: old -> new`.
+
+    Left out is what does not change the weights of a run: see `BYSTANDERS`.
+    """
+    a, b = _flatten(asdict(old)), _flatten(asdict(new))
     return [
         f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
+        if a.get(key) != b.get(key) and not key.startswith(BYSTANDERS)
     ]
-
-
-def closest(word: str, words: Any) -> str:
-    """The word that was probably meant."""
-    words = list(words)
-    return (difflib.get_close_matches(word, words, 1, 0.0) or words)[0]
 
 
 def _find_recipe(recipe: str) -> tuple[Path, str]:
@@ -313,6 +268,11 @@ def _find_recipe(recipe: str) -> tuple[Path, str]:
                 f"recipe file is missing: {recipe}. It was looked for in {path.parent.resolve()}. "
                 "Name a YAML file, or a recipe such as digits/minent."
             )
+        if path.suffix == ".yml":
+            raise UserError(
+                f"recipe file has another ending: {recipe}. Hydra reads .yaml. "
+                f"Rename it: mv {recipe} {path.with_suffix('.yaml')}"
+            )
         return path.resolve().parent, path.stem
     if recipe not in recipes():
         raise UserError(
@@ -322,46 +282,79 @@ def _find_recipe(recipe: str) -> tuple[Path, str]:
     return RECIPES, recipe
 
 
-def _method_kwargs(method: type, given: dict[str, Any]) -> dict[str, Any]:
+def _compose(folder: Path, name: str, overrides: list[str], source: str) -> RunConfig:
+    """The file `name` of a folder with overrides, typed but not checked.
+
+    Raises:
+        UserError: it does not compose, or values are missing; `source` is what the message blames.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(method.Params), given)
-        return asdict(OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        known = ", ".join(method.Params.__dataclass_fields__)
-        raise UserError(
-            f"method_kwargs do not suit {method.name}: {_first_line(error)}. It takes {known}. "
-            "Correct method_kwargs in the recipe or the command."
-        ) from error
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(
-            f"{key} is unknown: {value}. It is one of {', '.join(allowed)}. "
-            f"Set {key}={closest(value, allowed)}."
-        )
-
-
-def _explain(error: Exception, overrides: list[str]) -> str:
-    """One line out of Hydra's several: what is wrong, and the key that was probably meant."""
-    known = _flatten(asdict(RunConfig()))
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if key and key in str(error) and key not in known and "=" in override:
-            near = closest(key, known)
-            return f"configuration key is unknown: {key}. The nearest is {near}. Write {near}=…"
-        if "=" not in override:
-            return f"override is not key=value: {override}. Write for example max_epochs=10."
-    cause = error.__cause__ or error
-    return f"configuration does not compose: {_first_line(cause)}. Correct the recipe or override."
+        key, equals, _ = override.partition("=")
+        if not key.strip("+~ ") or not (equals or override.startswith("~")):
+            raise UserError(
+                f"override is not key=value: {override}. Write for example max_epochs=10, or ~key "
+                "to remove a key."
+            )
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        try:
+            config = _merged(name, overrides)
+        except Exception as error:  # Hydra raises ValueError, OSError and YAML's among others
+            raise UserError(_explain(error, name, overrides, source)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(
+            f"{source} lacks values: {', '.join(missing)}. Every run needs them. "
+            f"Add {missing[0]}=… to the command."
+        )
+    return OmegaConf.to_object(config)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
+def _merged(name: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    search = f"hydra.searchpath=['file://{RECIPES}']"
+    given = [f"++{line}" if line.startswith(OPEN) else line for line in overrides]
+    composed = compose(name, overrides=[search, *given])
+    # Refuses keys beyond the schema, which `+key=value` or a recipe without /schema can bring in.
+    plain = OmegaConf.to_container(composed, resolve=True)
+    return OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+
+
+def _explain(error: Exception, name: str, overrides: list[str], source: str) -> str:
+    """What is wrong with the first override that does not compose, or else with the file."""
+    for count in range(len(overrides) + 1):
+        try:
+            _merged(name, overrides[:count])
+        except Exception as first:
+            if count == 0:
+                return (
+                    f"{source} does not load: {reason(first)}. It must be YAML with the keys of a "
+                    "run. Correct or restore the file."
+                )
+            return _explain_override(overrides[count - 1], first)
+    return f"{source} does not load: {reason(error)}. Correct the overrides."
+
+
+def _explain_override(override: str, error: Exception) -> str:
+    known = _flatten(asdict(RunConfig()))
+    key, _, value = override.partition("=")
+    key = key.lstrip("+~").strip()
+    if key.startswith(OPEN) or key in known:
+        if override.startswith("~"):
+            return f"key cannot be removed: {key}. {reason(error)}. Leave {override} out."
+        return f"{key} has a wrong value: {value}. {reason(error)}. Correct {key}=…"
+    below = [other for other in known if other.startswith(f"{key}.")]
+    if below:
+        return f"{key} is a group of keys: {value}. It holds {', '.join(below)}. Set {below[0]}=…"
+    near = closest(key, known)
+    fix = f"Leave {override} out." if override.startswith("~") else f"Write {near}=…"
+    return f"configuration key is unknown: {key}. The nearest is {near}. {fix}"
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-INSTALL_HOST = "pip install --no-deps solo-learn==1.0.2"
+from solo_minent import host
+
 REQUIRED = (
     "torch",
     "torchvision",
@@ -28,11 +29,8 @@ REQUIRED = (
     "einops",
     "scipy",
 )
-OPTIONAL = {
-    "nvidia-dali-cuda130": "dali",
-    "umap-learn": "umap",
-    "h5py": "h5",
-}
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")  # one of them
+OPTIONAL = ("umap-learn", "h5py")
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,10 @@ def examine() -> list[Finding]:
     findings.append(_torchvision_works())
     findings.append(_host())
     findings.append(_accelerator())
-    for package, extra in OPTIONAL.items():
+    findings.append(_dali())
+    for package in OPTIONAL:
         found = _version(package)
-        fix = "" if found else f"pip install 'solo-minent[{extra}]'"
+        fix = "" if found else f"pip install {package}"
         findings.append(Finding(package, found or "-", "ok" if found else "optional", fix))
     return findings
 
@@ -66,9 +65,9 @@ def environment() -> dict[str, object]:
     """Versions, code and hardware of this run, for `environment.json`."""
     import torch
 
-    from solo_minent import __version__, host
+    from solo_minent import __version__
 
-    names = [*REQUIRED, *OPTIONAL]
+    names = [*REQUIRED, *DALI, *OPTIONAL]
     return {
         "solo_minent": __version__,
         "commit": _commit(),
@@ -102,11 +101,20 @@ def _torchvision_works() -> Finding:
 
 
 def _host() -> Finding:
-    if importlib.util.find_spec("solo") is None:
-        return Finding("solo-learn", "-", "missing", INSTALL_HOST)
-    from solo_minent import host
+    try:
+        return Finding("solo-learn", f"{host.VERSION} ({host.HOST})", "ok")
+    except host.SoloLearnMissingError:
+        spec = importlib.util.find_spec("solo")
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        found = f"another package `solo`: {', '.join(folders)}" if folders else "-"
+        return Finding("solo-learn", found, "missing", host.INSTALL)
 
-    return Finding("solo-learn", f"{host.VERSION} ({host.HOST})", "ok")
+
+def _dali() -> Finding:
+    found = [f"{package} {_version(package)}" for package in DALI if _version(package)]
+    if found:
+        return Finding("DALI", ", ".join(found), "ok")
+    return Finding("DALI", "-", "optional", f"pip install {DALI[0]}")
 
 
 def _accelerator() -> Finding:

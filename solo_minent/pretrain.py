@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
 import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
 from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_json, write_text
-from solo_minent.config import RunConfig, differences, load_run, scaled_lrs, to_yaml
+from solo_minent.config import (
+    RunConfig,
+    check_writable,
+    differences,
+    load_run,
+    scaled_lrs,
+    to_yaml,
+)
 from solo_minent.console import quiet_lightning
 from solo_minent.data.datasets import num_classes
 from solo_minent.data.loaders import eval_loader, pretrain_loader
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
+from solo_minent.evaluation.targets import check_knn_k
 from solo_minent.methods import available
 from solo_minent.schedules import lr_factor
 from solo_minent.training import EpochLog, OnlineKNN, SaveLast
@@ -37,12 +49,20 @@ def pretrain(config: RunConfig) -> Path:
         environment.json.
 
     Raises:
-        UserError: the folder holds another run, or the data cannot be trained on.
+        UserError: the folder holds another run or cannot be written, the data cannot be trained
+            on, or training diverged.
+        KeyboardInterrupt: stopped by the user; the last checkpoint is whole.
     """
     run_dir = config.run_dir
+    check_writable(config)
     resume = _resume_point(config)
+    if resume and _epochs_done(resume) >= config.max_epochs and (run_dir / BACKBONE_FILE).is_file():
+        print(f"run is complete: {config.max_epochs} epochs in {run_dir}")
+        return run_dir
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    accelerator = _accelerator(config)
     host.register(available()[config.method])
+    classes = _labelled_classes(config)
     train_loader = pretrain_loader(config)
     val_loader, memory_loader = (
         eval_loader(config, split, config.evaluation.batch_size) for split in ("test", "train")
@@ -53,18 +73,13 @@ def pretrain(config: RunConfig) -> Path:
         absolute,
         build_backbone(config.backbone.name, config.backbone.stem, **config.backbone.kwargs),
         lr_factor(absolute.scheduler, absolute.optimizer.lr, steps_per_epoch, config.max_epochs),
-        num_classes=num_classes(config.data.dataset, config.data.root),
+        num_classes=classes,
     )
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)
-    accelerator = _accelerator(config)
     if accelerator == "cpu":
         _share_cores(config, train_loader.num_workers)
     interactive = sys.stderr.isatty()
-    evaluation = config.evaluation
-    knn = OnlineKNN(memory_loader, val_loader, evaluation.knn_every, evaluation.knn_k)
-    log = EpochLog(run_dir / "log.csv", knn if evaluation.knn_every else None, not interactive)
-    save = SaveLast(run_dir / CHECKPOINT, config.checkpoint_every)
     with quiet_lightning():
         trainer = pl.Trainer(
             max_epochs=config.max_epochs,
@@ -76,7 +91,7 @@ def pretrain(config: RunConfig) -> Path:
             gradient_clip_val=config.gradient_clip_val,
             # torch's SyncBatchNorm has no CPU kernel.
             sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
-            callbacks=[*([knn] if evaluation.knn_every else []), log, save],
+            callbacks=_callbacks(config, memory_loader, val_loader, lines=not interactive),
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -85,19 +100,37 @@ def pretrain(config: RunConfig) -> Path:
         )
         if trainer.is_global_zero:
             write_text(run_dir / "config.yaml", to_yaml(config))
-            write_json(run_dir / "environment.json", environment())
+            _note_environment(run_dir, resume)
             _announce(config, absolute, len(train_loader.dataset), resume)
-        trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
-        if trainer.is_global_zero:
-            state = host.backbone_state(module.state_dict())
-            save_backbone(run_dir / BACKBONE_FILE, state, config)
+        try:
+            trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
+        except SystemExit as stop:
+            # Lightning turns Ctrl-C into an exit of its own.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+    if trainer.is_global_zero:
+        state = host.backbone_state(module.state_dict())
+        save_backbone(run_dir / BACKBONE_FILE, state, config)
     return run_dir
 
 
+def _callbacks(
+    config: RunConfig, memory: DataLoader, test: DataLoader, lines: bool
+) -> list[Callback]:
+    knn = None
+    if config.evaluation.knn_every:
+        check_knn_k(config, len(memory.dataset))
+        knn = OnlineKNN(memory, test, config.evaluation.knn_every, config.evaluation.knn_k)
+    log = EpochLog(config.run_dir / "log.csv", knn, lines)
+    save = SaveLast(config.run_dir / CHECKPOINT, config.checkpoint_every)
+    return [*([knn] if knn else []), log, save]
+
+
 def _resume_point(config: RunConfig) -> Path | None:
-    """The run's own checkpoint, or None for a fresh start; a sibling's is refused."""
-    checkpoint = config.run_dir / CHECKPOINT
-    if not checkpoint.is_file():
+    """The run's own checkpoint, or None for a fresh start; a sibling's folder is refused."""
+    checkpoint, backbone = config.run_dir / CHECKPOINT, config.run_dir / BACKBONE_FILE
+    if not (checkpoint.is_file() or backbone.is_file()):
         return None
     changed = differences(load_run(config.run_dir), config)
     if changed:
@@ -106,7 +139,39 @@ def _resume_point(config: RunConfig) -> Path | None:
             f"{'; '.join(changed)}. A run continues only with the same configuration. "
             "Choose another name=… or delete the folder."
         )
-    return checkpoint
+    return checkpoint if checkpoint.is_file() else None
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    """Epochs that a checkpoint holds.
+
+    Raises:
+        UserError: the file is no checkpoint of Lightning, or needs pickle.
+    """
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"checkpoint is damaged: {checkpoint} ({type(error).__name__}). A file that this run "
+            "saved was expected. Restore it, or delete it to start the run again."
+        ) from error
+
+
+def _note_environment(run_dir: Path, resume: Path | None) -> None:
+    """`environment.json`: one entry for each session that trained the run."""
+    path = run_dir / "environment.json"
+    earlier = json.loads(path.read_text()) if resume and path.is_file() else []
+    write_json(path, [*earlier, environment()])
+
+
+def _labelled_classes(config: RunConfig) -> int:
+    classes = num_classes(config.data.dataset, config.data.root)
+    if not classes:
+        raise UserError(
+            f"data set has no labels: {config.data.root}. The online classifier and the kNN need "
+            "them, and only them. Put the images into one folder a class, train/<class>/<image>."
+        )
+    return classes
 
 
 def _steps_per_epoch(config: RunConfig, images: int) -> int:

@@ -6,18 +6,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from solo_minent import __version__
-from solo_minent.checkpoint import add_result, write_atomic
-from solo_minent.config import RunConfig
+from solo_minent.checkpoint import add_result, read_results, write_atomic
+from solo_minent.config import RunConfig, check_writable
 from solo_minent.data.datasets import num_classes
 from solo_minent.errors import UserError
 from solo_minent.evaluation.knn import few_shot_1nn, knn_accuracy
 from solo_minent.evaluation.linear import linear_accuracy
-from solo_minent.evaluation.targets import KINDS, Features, Target, features_of, load_target
+from solo_minent.evaluation.targets import (
+    KINDS,
+    Features,
+    Target,
+    check_knn_k,
+    eval_loaders,
+    features_of,
+    load_target,
+)
 from solo_minent.methods import available
 
 SHOTS, TRIALS = 5, 20
@@ -34,21 +43,32 @@ def report(config: RunConfig) -> Path:
         The picture, `report.png` in the run folder.
 
     Raises:
-        UserError: the run is not finished, or its data is missing.
+        UserError: the run is not finished, a file of it is damaged, or its data is missing.
     """
-    load_target(config)  # complains before the slow part
+    # What can be wrong is found before the slow part.
+    load_target(config)
+    _read_log(config)
+    check_writable(config)
+    read_results(config.run_dir)
+    loaders = eval_loaders(config)
+    check_knn_k(config, len(loaders[0].dataset))
+    rarest = np.unique(loaders[0].dataset.images.targets, return_counts=True)[1].min()
     table = Table(title=f"{config.method} on {config.data.dataset}, held-out accuracy in %")
     table.add_column("features")
     for column in ("linear", f"{config.evaluation.knn_k}-NN", f"1-NN, {SHOTS} labels a class"):
         table.add_column(column, justify="right")
     for kind in reversed(KINDS):
         target = load_target(config, kind)
-        features = features_of(target, config)
+        features = features_of(target, config, loaders=loaders)
         linear = linear_result(config, target, features)
         knn = knn_result(config, target, features, config.evaluation.knn_k)
-        few = few_shot_result(config, target, features)
-        spread = f"{few['top1']:.1f} ± {few['std']:.1f}"
+        spread = "-"
+        if rarest >= SHOTS:
+            few = few_shot_result(config, target, features)
+            spread = f"{few['top1']:.1f} ± {few['std']:.1f}"
         table.add_row(LABELS[kind], f"{linear['top1']:.1f}", f"{knn['top1']:.1f}", spread)
+    if rarest < SHOTS:
+        table.caption = f"-: a class has {rarest} training images of {SHOTS}, see data.train_images"
     Console().print(table)
     return plot(config)
 
@@ -119,20 +139,14 @@ def plot(config: RunConfig) -> Path:
         `report.png` in the run folder.
 
     Raises:
-        UserError: there is no log.
+        UserError: there is no log, or it is damaged.
     """
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    log_path = config.run_dir / "log.csv"
-    if not log_path.is_file():
-        raise UserError(
-            f"log is missing: {log_path}. A run writes it after its first epoch. "
-            "Start the run with solo-minent pretrain."
-        )
-    log = pd.read_csv(log_path)
+    log = _read_log(config)
     prefix = f"train_{config.method}_"
     monitors = available()[config.method].monitors
     panels = [
@@ -150,10 +164,32 @@ def plot(config: RunConfig) -> Path:
                     label = names.get(column, column.removeprefix(prefix).replace("_", " "))
                     axis.plot(shown["epoch"], shown[column], label=label, linewidth=2)
             axis.set(title=title, xlabel="epoch")
-            if len(columns) > 1:
+            if len(axis.lines) > 1:
                 axis.legend()
         figure.suptitle(f"{config.method} on {config.data.dataset}, run {config.name}")
         path = config.run_dir / "report.png"
         write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     plt.close(figure)
     return path
+
+
+def _read_log(config: RunConfig) -> pd.DataFrame:
+    path = config.run_dir / "log.csv"
+    if not path.is_file():
+        raise UserError(
+            f"log is missing: {path}. A run writes it after its first epoch. "
+            "Start the run with solo-minent pretrain."
+        )
+    try:
+        log = pd.read_csv(path)
+        wrong = "no epochs" if log.empty or "epoch" not in log else ""
+        if not wrong and len(log.select_dtypes("number").columns) < len(log.columns):
+            wrong = "not all values are numbers"
+    except ValueError as error:  # pandas' own errors and those of the encoding are its subclasses
+        wrong = " ".join(str(error).split())
+    if wrong:
+        raise UserError(
+            f"log is damaged: {path} ({wrong}). A table of numbers, one row an epoch, was "
+            "expected. Restore the file, or train the run again in an empty folder."
+        )
+    return log

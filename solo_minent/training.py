@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch.utils.data import DataLoader
 
 from solo_minent.checkpoint import write_atomic
+from solo_minent.errors import UserError
 from solo_minent.evaluation.features import extract_features
 from solo_minent.evaluation.knn import knn_predict
 
@@ -37,12 +39,9 @@ class OnlineKNN(Callback):
         predicted = knn_predict(train, labels, test, self.k, None, "euclidean")
         return 100.0 * (predicted == truth).double().mean().item()
 
-    def is_due(self, trainer: Trainer) -> bool:
-        epoch = trainer.current_epoch + 1
-        return epoch % self.every == 0 or epoch == trainer.max_epochs
-
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.is_due(trainer):
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
             value = self.accuracy(module) if trainer.is_global_zero else None
             module.log("knn_acc1", trainer.strategy.broadcast(value), rank_zero_only=True)
 
@@ -50,7 +49,8 @@ class OnlineKNN(Callback):
 class EpochLog(Callback):
     """`log.csv`: one row an epoch with every metric, plus epoch 0 = before training.
 
-    The rows travel in the checkpoint, so a resumed run has no gaps and no repeats.
+    `lr` is the rate of the epoch's last step. The rows travel in the checkpoint, so a resumed run
+    has no gaps and no repeats. A metric that is not finite ends the run.
 
     Args:
         path: the CSV file, rewritten whole after each epoch.
@@ -74,6 +74,15 @@ class EpochLog(Callback):
         if trainer.is_global_zero and self.knn and not self.rows:
             self._add({"epoch": 0, "knn_acc1": self.knn.accuracy(module)})
 
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Lightning keeps what was logged once; a row holds what this epoch measured.
+        trainer.callback_metrics.clear()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = {
             key: float(value)
@@ -81,10 +90,15 @@ class EpochLog(Callback):
             if not key.endswith("_step")
         }
         metrics = {key.removesuffix("_epoch"): value for key, value in metrics.items()}
-        if self.knn is None or not self.knn.is_due(trainer):
-            metrics.pop("knn_acc1", None)  # Lightning still holds the last one
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._add({"epoch": trainer.current_epoch + 1, "lr": lr, **metrics}, trainer)
+        epoch = trainer.current_epoch + 1
+        self._add({"epoch": epoch, "lr": self.lr, **metrics}, trainer)
+        diverged = [key for key, value in metrics.items() if not math.isfinite(value)]
+        if diverged:
+            raise UserError(
+                f"training has diverged: {', '.join(diverged)} not finite in epoch {epoch}. "
+                f"The last good state is the checkpoint before it. Lower optimizer.lr, in a new "
+                "run with another name=…"
+            )
 
     def _add(self, row: dict[str, float], trainer: Trainer | None = None) -> None:
         self.rows.append(row)

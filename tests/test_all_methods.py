@@ -18,10 +18,6 @@ from solo_minent.report import knn_result, linear_result
 METHODS = sorted(available())
 
 
-def test_the_table_is_complete(tiny_methods):
-    assert sorted(tiny_methods) == METHODS
-
-
 def test_every_method_is_a_solo_learn_method():
     import solo.methods
 
@@ -60,7 +56,9 @@ def test_run_from_pretraining_to_evaluation(tiny_run, name):
     assert not torch.equal(features.test, features_of(untrained, config, progress=False).test)
     linear = linear_result(config, trained, features)
     nearest = knn_result(config, trained, features, k=5)
-    assert 0 <= linear["top1"] <= linear["top5"] <= 100
+    for result in (linear, nearest):
+        hits = result["top1"] * 80 / 100
+        assert hits == pytest.approx(round(hits)) and 0 < hits <= 80
     stored = json.loads((run_dir / "results.json").read_text())
     assert [r["protocol"] for r in stored] == [linear["protocol"], nearest["protocol"]]
     assert {r["checkpoint_sha256"] for r in stored} == {trained.checkpoint_sha256}

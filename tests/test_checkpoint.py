@@ -9,6 +9,7 @@ from torch import nn
 from solo_minent.checkpoint import (
     add_result,
     load_backbone,
+    read_results,
     save_backbone,
     sha256,
     write_atomic,
@@ -84,3 +85,15 @@ def test_a_result_replaces_the_same_protocol_only(tmp_path):
         add_result(tmp_path, {"target": target, "protocol": protocol, "top1": top1})
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [(r["protocol"], r["top1"]) for r in stored] == [("linear", 2), ("knn", 3)]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"null", b"\xff\xfe"])
+def test_damaged_results_are_neither_read_nor_replaced(tmp_path, content):
+    path = tmp_path / "results.json"
+    assert read_results(tmp_path) == []
+    path.write_bytes(content)
+    for call in (lambda: read_results(tmp_path), lambda: add_result(tmp_path, {"target": "a"})):
+        with pytest.raises(UserError, match=f"results are damaged: {path}.*mv {path}") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content

@@ -1,11 +1,13 @@
 """The command line as a user meets it: help at once, one line for an error, exit status."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from solo_minent import cli
 from solo_minent.cli import main
 
 # What `import solo_minent`, `--help` and the parsing of a command must not pull in.
@@ -45,7 +47,7 @@ def test_module_and_version():
         (["pretrain", "--recipe", "cifar10/mec"], "data.root"),
         (
             ["pretrain", "--recipe", "digits/mec", "optimizer.batch_size=1"],
-            "batch_size is too small",
+            "batch_size is out of range: 1",
         ),
         (["pretrain", "--recipe", "digits/mec", "optimizer.batch_size=4096"], "4096 is larger"),
         (["pretrain", "--recipe", "digits/mec", "backbone.name=resnet19"], "resnet19"),
@@ -56,7 +58,39 @@ def test_module_and_version():
         (["knn", "no/run"], "run folder is missing: no/run"),
         (["linear", "--recipe", "digits/mec"], "backbone weights are missing"),
         (["knn", "--recipe", "digits/mec", "--target", "noise"], "target is unknown: noise"),
-        (["knn", "--recipe", "digits/mec", "--target", "pixels", "--k", "0"], "k must be"),
+        (
+            ["knn", "--recipe", "digits/mec", "--target", "pixels", "--k", "0"],
+            "--k is out of range: 0",
+        ),
+        (["knn", "--recipe", "digits/mec", "--target", "pixels", "--k", "1439"], "--k is out of"),
+        (
+            ["knn", "--recipe", "digits/mec", "--temperature", "nan"],
+            "--temperature is out of range",
+        ),
+        (["knn", "--recipe", "digits/mec", "--temperature", "-1"], "--temperature is out of range"),
+        (["knn", "--recipe", "digits/mec", "--distance", "cos"], "Set --distance=cosine"),
+        (
+            ["knn", "--recipe", "digits/mec", "--target", "pixels", "evaluation.knn_k=2000"],
+            "evaluation.knn_k is out of range: 2000. It is at least 1 and at most 1438.",
+        ),
+        (["pretrain", "--recipe", "digits/mec", "evaluation.knn_k=2000"], "knn_k is out of range"),
+        (["pretrain", "--recipe", "digits/mec", "~nope"], "key is unknown: nope"),
+        (["pretrain", "--recipe", "digits/mec", "~backbone.kwargs.nope"], "cannot be removed"),
+        (["pretrain", "--recipe", "digits/mec", "=5"], "override is not key=value: =5"),
+        (["pretrain", "--recipe", "digits/mec", "name=.."], "name is no folder name"),
+        (["pretrain", "--recipe", "digits/mec", "accelerator=tpu"], "accelerator is unknown: tpu"),
+        (["pretrain", "--recipe", "digits/mec", "backbone.kwargs.name=x"], "backbone.kwargs.name"),
+        (["pretrain", "--recipe", "digits/mec", "backbone.kwargs.norm_layer=5"], "be built with"),
+        (["pretrain", "--recipe", "digits/mec", "output_dir=/proc/x"], "run folder cannot be made"),
+        (["pretrain", "--recipe", "digits/mec", "folder=/dev/null/x"], "/dev/null is no folder"),
+        (["linear", "--recipe", "digits/mec", "folder=/dev/null/x"], "/dev/null is no folder"),
+        (["report", "--recipe", "digits/mec", "seed=-1"], "seed is out of range: -1"),
+        ([], "command line is wrong: the following arguments are required: command"),
+        (["train"], "command line is wrong: argument command: invalid choice: 'train'"),
+        (["--nope"], "command line is wrong"),
+        (["pretrain", "--nope"], "command line is wrong: unrecognized arguments: --nope"),
+        (["recipes", "cifar10"], "command line is wrong: unrecognized arguments: cifar10"),
+        (["knn", "run", "--k", "x"], "command line is wrong: argument --k: invalid int value: 'x'"),
         (["report", "--recipe", "digits/twist"], "backbone weights are missing"),
     ],
 )
@@ -110,6 +144,138 @@ def test_report_draws_a_table_and_a_picture(tiny_run, capsys):
     assert "3-NN, cosine, weights exp(sim / 0.1)" in capsys.readouterr().out
     assert main(["linear", str(folder), "--target", "random", *overrides]) == 0
     assert "top-1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def finished(tiny_run):
+    """A run folder as a finished run leaves it, without the training."""
+    from solo_minent.backbones import build_backbone
+    from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_text
+    from solo_minent.config import to_yaml
+
+    def make(*overrides):
+        config = tiny_run("twist", "evaluation.linear.max_epochs=2", *overrides)
+        backbone = build_backbone(config.backbone.name, "small", **config.backbone.kwargs)
+        save_backbone(config.run_dir / BACKBONE_FILE, backbone.state_dict(), config)
+        write_text(config.run_dir / "config.yaml", to_yaml(config))
+        write_text(config.run_dir / "log.csv", "epoch,train_twist_loss\n1,0.5\n2,0.4\n")
+        return config.run_dir
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "content", "message"),
+    [
+        ("report", "log.csv", None, "log is missing: {path}"),
+        ("report", "log.csv", b"", "log is damaged: {path}"),
+        ("report", "log.csv", b"epoch,loss\n", "log is damaged: {path} (no epochs)"),
+        ("report", "log.csv", b"a,b\n1,2\n", "log is damaged: {path} (no epochs)"),
+        ("report", "log.csv", b"epoch\nx\n", "log is damaged: {path} (not all values are numbers"),
+        ("report", "log.csv", b"epoch,a\n1,2,3,4\n1\n5,6,7,8,9,1", "log is damaged: {path}"),
+        ("report", "log.csv", b"\xff\xfe\x00", "log is damaged: {path}"),
+        ("report", "results.json", b"{}", "results are damaged: {path}"),
+        ("knn", "results.json", b"[", "results are damaged: {path}"),
+        ("linear", "results.json", b"[3]", "results are damaged: {path}"),
+        ("linear", "config.yaml", b"\xff", "configuration {path} does not load"),
+        ("linear", "backbone.safetensors", b"", "backbone weights are damaged: {path}"),
+    ],
+)
+def test_damaged_files_are_found_before_the_slow_part(
+    command, file, content, message, finished, monkeypatch, capsys
+):
+    folder = finished()
+    path = folder / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("solo_minent.evaluation.targets.extract_features", None)
+    assert main([command, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message.format(path=path)}") and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_report_of_few_images_leaves_the_few_shot_column_out(finished, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    folder = finished("data.train_images=30")
+    assert main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "-: a class has 3 training images of 5, see data.train_images" in printed
+    rows = [line for line in printed.splitlines() if "backbone" in line or "raw pixels" in line]
+    assert len(rows) == 3 and all(row.rstrip(" │").endswith("-") for row in rows)
+    assert "1-NN" not in (folder / "results.json").read_text().replace("5-NN", "")
+    assert main(["report", str(folder), "data.train_images=4"]) == 2
+    assert "evaluation.knn_k is out of range: 5" in capsys.readouterr().err
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_says_what_comes_next(finished, monkeypatch, capsys):
+    import solo_minent.pretrain
+    import solo_minent.report
+
+    monkeypatch.setattr(solo_minent.pretrain, "pretrain", interrupted)
+    assert main(["pretrain", "--recipe", "digits/mec"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues the run\n"
+    monkeypatch.setattr(solo_minent.report, "report", interrupted)
+    assert main(["report", "--recipe", "digits/mec"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_one_process_of_several_speaks(monkeypatch, capsys):
+    import solo_minent.pretrain
+
+    monkeypatch.setattr(solo_minent.pretrain, "pretrain", lambda config: "runs/x")
+    for rank, printed in (("0", "run folder: runs/x\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["pretrain", "--recipe", "digits/mec"]) == 0
+        assert capsys.readouterr().out == printed
+        assert main(["pretrain"]) == 2
+        assert bool(capsys.readouterr().err) == bool(printed)
+
+
+def test_a_missing_package_has_a_name(monkeypatch, capsys):
+    errors = {
+        "No module named 'einops'": ModuleNotFoundError("No module named 'einops'", name="einops"),
+        "the TPU": ModuleNotFoundError("torch_xla for the TPU is missing. Install it."),
+    }
+    for error in errors.values():
+
+        def fail(options, error=error):
+            raise error
+
+        monkeypatch.setattr(cli, "_recipes", fail)
+        assert main(["recipes"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(". ")[0] for line in lines] == [
+        "error: package is missing: einops",
+        "error: package is missing: torch_xla for the TPU is missing",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["doctor"], ["--help"], ["knn", "--help"]])
+def test_a_closed_pipe_ends_what_prints(arguments):
+    command = [sys.executable, "-m", "solo_minent", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == -signal.SIGPIPE
+
+
+def test_a_closed_pipe_is_an_error_elsewhere(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGPIPE)
+    during = []
+    monkeypatch.setattr(cli, "_pretrain", lambda _: during.append(signal.getsignal(signal.SIGPIPE)))
+    main(["pretrain"])
+    assert during == [before]
+    monkeypatch.delattr(signal, "SIGPIPE")  # as on Windows
+    assert main(["recipes"]) == 0
+    assert "digits/mec" in capsys.readouterr().out
 
 
 def test_recipes_and_doctor(capsys):

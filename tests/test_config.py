@@ -3,7 +3,7 @@
 import pytest
 
 from solo_minent.config import (
-    closest,
+    check_writable,
     differences,
     load_recipe,
     load_run,
@@ -23,8 +23,8 @@ def test_every_recipe_composes(name):
     assert set(config.method_kwargs) == set(available()[method].Params.__dataclass_fields__)
 
 
-def test_every_method_has_both_recipes():
-    assert {f"{d}/{m}" for d in ("digits", "cifar10") for m in available()} <= set(recipes())
+def test_every_method_has_a_recipe_that_runs_anywhere():
+    assert {f"digits/{method}" for method in available()} <= set(recipes())
 
 
 def test_published_cifar10_values():
@@ -56,6 +56,12 @@ def test_overrides_reach_open_dictionaries():
     assert config.max_epochs == 3
 
 
+def test_a_key_can_be_removed():
+    removed = load_recipe("cifar10/mec", ["~backbone.kwargs.zero_init_residual"])
+    assert load_recipe("cifar10/mec").backbone.kwargs == {"zero_init_residual": True}
+    assert removed.backbone.kwargs == {}
+
+
 def test_a_recipe_of_the_users_own(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("defaults: [/cifar10/mec, _self_]\nmax_epochs: 7\n")
@@ -64,11 +70,17 @@ def test_a_recipe_of_the_users_own(tmp_path):
 
 
 def test_run_folder_round_trip(tmp_path):
-    config = load_recipe("digits/twist", ["optimizer.lr=0.01"])
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    again = load_run(tmp_path, ["evaluation.knn_k=7"])
-    assert differences(config, again) == ["evaluation.knn_k: 5 -> 7"]
-    assert again.run_dir == tmp_path
+    folder = tmp_path / "a b=c,d (1)"
+    folder.mkdir()
+    config = load_recipe("digits/twist", ["optimizer.lr=0.01", "backbone.kwargs.a=1"])
+    (folder / "config.yaml").write_text(to_yaml(config))
+    assert differences(config, load_run(folder)) == []
+    again = load_run(folder, ["evaluation.knn_k=7", "~backbone.kwargs.a"])
+    assert again.evaluation.knn_k == 7
+    assert differences(config, again) == ["backbone.kwargs.a: 1 -> absent"]
+    assert again.run_dir == folder
+    with pytest.raises(UserError, match="key is unknown: max_epoch"):
+        load_run(folder, ["max_epoch=3"])
 
 
 @pytest.mark.parametrize(
@@ -76,19 +88,34 @@ def test_run_folder_round_trip(tmp_path):
     [
         (["method=minnent"], "method is unknown: minnent.*Set method=minent"),
         (["optimzer.lr=1"], "key is unknown: optimzer.lr. The nearest is optimizer.lr"),
+        (["+foo=1"], "key is unknown: foo"),
+        (["~nope"], "key is unknown: nope.*Leave ~nope out"),
+        (["~optimizer.lr"], "key cannot be removed: optimizer.lr.*Leave ~optimizer.lr out"),
+        (["~method"], "recipe cifar10/minent lacks values: method.*Add method="),
         (["max_epochs"], "override is not key=value: max_epochs"),
-        (["max_epochs=many"], "configuration does not compose: .*many"),
-        (["max_epochs=0"], "max_epochs is too small: 0"),
-        (["optimizer.batch_size=1"], "optimizer.batch_size is too small: 1"),
-        (["optimizer.name=lion"], "optimizer.name is unknown: lion"),
-        (["precision=8"], "precision is unknown: 8"),
-        (["data.format=tar"], "data.format is unknown: tar"),
+        (["=5"], "override is not key=value: =5"),
+        (["~"], "override is not key=value: ~"),
+        # The first override is right: the blame is the second one's.
+        (["~backbone.kwargs.a", "max_epochs=many"], "removed: backbone.kwargs.a"),
+        (["backbone.kwargs.a=1", "max_epochs=many"], "max_epochs has a wrong value: many.*Integer"),
+        (["method_kwargs.norm=l2", "max_epoch=3"], "key is unknown: max_epoch"),
+        (["max_epochs=2.5"], "max_epochs has a wrong value: 2.5.*Correct max_epochs="),
+        (["max_epochs=1,2"], "max_epochs has a wrong value: 1,2"),
+        (["name=a=b"], "name has a wrong value: a=b"),
+        (["seed=null"], "seed has a wrong value: null"),
+        (["method_kwargs=null"], "method_kwargs has a wrong value: null"),
+        (["backbone.kwargs=null"], "backbone.kwargs has a wrong value: null"),
+        (["optimizer=null"], "optimizer is a group of keys: null. It holds optimizer.name"),
+        (["evaluation.linear=5"], "evaluation.linear is a group of keys: 5.*Set evaluation.linear"),
+        (["data.root=${nope}"], "data.root has a wrong value.*nope"),
         (["method_kwargs.heads=[1]"], "MinEnt heads are wrong"),
         (["method_kwargs.heads=twelve"], "method_kwargs do not suit minent"),
         (["method_kwargs.head=[128]"], "method_kwargs do not suit minent.*It takes heads"),
         (["method=mec", "~method_kwargs", "+method_kwargs.order=3"], "MEC order is not even: 3"),
         (["augmentations.0.num_crops=3"], "augmentations do not suit minent: 3 large and 0 small"),
         (["augmentations=[]"], "augmentations"),
+        (["augmentations=null"], "augmentations has a wrong value: null"),
+        (["augmentations.7.num_crops=1"], "augmentations.7.num_crops has a wrong value: 1"),
     ],
 )
 def test_wrong_configurations_are_refused_in_one_line(overrides, message):
@@ -111,15 +138,48 @@ def test_a_recipe_with_gaps_names_them(tmp_path):
         load_recipe(str(own))
 
 
-@pytest.mark.parametrize("text", ["{", "method: 3\nnonsense: 1\n", "- 1\n"])
-def test_damaged_run_configuration(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="run configuration does not load"):
+DAMAGED = [b"{", b"method: 3\nnonsense: 1\n", b"- 1\n", b"5\n", b"a: b: c", b"\x80\xff", b"\x00"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_files_are_named_in_one_line(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"configuration {path} does not load.*restore") as run:
         load_run(tmp_path)
+    with pytest.raises(UserError, match=f"recipe {path} does not load.*restore") as recipe:
+        load_recipe(str(path), ["max_epochs=3"])
+    assert "\n" not in f"{run.value}{recipe.value}"
+
+
+def test_empty_and_missing_files(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    with pytest.raises(UserError, match=f"recipe {path} lacks values: backbone.name"):
+        load_recipe(str(path))
+    with pytest.raises(UserError, match=f"configuration {path} lacks values: backbone.name"):
+        load_run(tmp_path)
+    path.rename(tmp_path / "own.yml")
+    with pytest.raises(UserError, match="another ending: .*own.yml.*mv .*own.yml .*own.yaml"):
+        load_recipe(str(tmp_path / "own.yml"))
     with pytest.raises(UserError, match="run configuration is missing"):
         load_run(tmp_path / "elsewhere")
 
 
-def test_closest_always_has_an_answer():
-    assert closest("mnt", ["mec", "minent"]) in ("mec", "minent")
-    assert closest("", ["mec"]) == "mec"
+def test_a_run_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def check(folder):
+        check_writable(load_recipe("digits/mec", [f"output_dir='{folder}'"]))
+
+    check(tmp_path / "some" / "where")
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot be made: .*/file is no folder.*Set output_dir="):
+        check(tmp_path / "file" / "runs")
+    with pytest.raises(UserError, match="dangling is no folder"):
+        check(tmp_path / "dangling")
+    with pytest.raises(UserError, match="/proc belongs to the system"):
+        check("/proc/x")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=f"{tmp_path} may not be written"):
+        check(tmp_path / "runs")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from solo_minent.config import SchedulerConfig
+from solo_minent.config import SchedulerConfig, load_recipe
 from solo_minent.errors import UserError
 from solo_minent.schedules import cosine, lr_factor
 
@@ -60,13 +60,11 @@ def test_mec_rates_per_iteration():
 
 
 def test_minent_warms_up_500_iterations_and_drops_near_the_end():
-    scheduler = SchedulerConfig(
-        name="warmup_multistep", warmup_steps=500, lr_decay_epochs=[-50, -25], gamma=0.2
-    )
+    scheduler = load_recipe("cifar10/minent").scheduler
     factor = lr_factor(scheduler, 1e-3, steps_per_epoch=390, total_epochs=1000)
-    assert factor(0) == 0
-    assert factor(250) == pytest.approx(250 / 499)
-    assert factor(499) == factor(950 * 390 - 1) == 1
+    for step in (0, 1, 250, 499):
+        assert factor(step) == pytest.approx((step + 1) / 500)
+    assert factor(500) == factor(950 * 390 - 1) == 1
     assert factor(950 * 390) == pytest.approx(0.2)
     assert factor(975 * 390) == factor(1000 * 390 - 1) == pytest.approx(0.04)
 

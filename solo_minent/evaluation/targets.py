@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from solo_minent.allowed import Range, check_range
 from solo_minent.backbones import build_backbone
 from solo_minent.checkpoint import BACKBONE_FILE, load_backbone, sha256
 from solo_minent.config import RunConfig
@@ -84,20 +86,54 @@ def load_target(config: RunConfig, kind: str = "trained") -> Target:
     return Target(kind, backbone, f"{path}: {report}", sha256(path))
 
 
-def features_of(target: Target, config: RunConfig, progress: bool = True) -> Features:
+def eval_loaders(config: RunConfig) -> tuple[DataLoader, DataLoader]:
+    """The labelled training images and the held-out images, under the test transform.
+
+    Raises:
+        UserError: the data set is missing.
+    """
+    train, test = (
+        eval_loader(config, split, config.evaluation.batch_size) for split in ("train", "test")
+    )
+    return train, test
+
+
+def check_knn_k(config: RunConfig, images: int, key: str = "evaluation.knn_k") -> None:
+    """Checks that there are as many training images as neighbours.
+
+    Args:
+        config: its `evaluation.knn_k` is checked.
+        images: size of the training set.
+        key: what the user sets the number with.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    check_range(key, config.evaluation.knn_k, Range(1, min(5, images), high=images))
+
+
+def features_of(
+    target: Target,
+    config: RunConfig,
+    progress: bool = True,
+    loaders: tuple[DataLoader, DataLoader] | None = None,
+) -> Features:
     """Features of the labelled training images and the held-out images, test transform, once.
+
+    Computed on the GPU if there is one, unless `config.accelerator` is cpu.
 
     Args:
         target: what to evaluate.
         config: names the data.
         progress: show a bar.
+        loaders: `eval_loaders(config)`, if they are at hand.
 
     Raises:
         UserError: the data set is missing.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
     splits = []
-    for split in ("train", "test"):
-        loader = eval_loader(config, split, config.evaluation.batch_size)
+    for loader in loaders or eval_loaders(config):
+        device = "cuda" if cuda else "cpu"
         splits += extract_features(target.backbone, loader, device, progress=progress)
     return Features(*splits)

@@ -107,8 +107,15 @@ LINEAR_SCHEDULERS = ("step", "warmup_cosine", "none")
 
 
 def augmentations(config: Any) -> list[DictConfig]:
-    """The augmentation pipelines of a run, in the layout of solo-learn's YAML files."""
-    return list(OmegaConf.create(list(config.augmentations)))
+    """The augmentation pipelines of a run, in the layout of solo-learn's YAML files.
+
+    One without num_crops makes one view, one without crop_size views of the image size.
+    """
+    pipelines = OmegaConf.create(list(config.augmentations))
+    for pipeline in pipelines:
+        pipeline.setdefault("num_crops", 1)
+        pipeline.crop_size = pipeline.get("crop_size") or config.data.image_size
+    return list(pipelines)
 
 
 def crop_counts(pipelines: Sequence[DictConfig]) -> tuple[int, int]:

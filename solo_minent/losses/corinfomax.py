@@ -75,7 +75,7 @@ class CorInfoMaxLoss(nn.Module):
         if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
             raise UserError(
                 f"CorInfoMaxLoss: dim is no positive integer: {dim!r}. "
-                "It is the projector's output width. Set method_kwargs.proj_output_dim."
+                "It is the projector's output width. Set method_kwargs.output_dim."
             )
         for key, value in {"alpha": alpha, "eps": eps, "R_ini": R_ini}.items():
             if not value >= 0:

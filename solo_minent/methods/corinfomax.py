@@ -10,9 +10,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from solo_minent.allowed import Range, check_ranges
 from solo_minent.errors import UserError
 from solo_minent.losses import CorInfoMaxLoss
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+
+RANGES = {
+    "alpha": Range(0, 250),
+    "eps": Range(0, 1e-8, above=True),
+    "R_ini": Range(0, 1, above=True),
+}
 
 
 @dataclass
@@ -51,8 +58,10 @@ class CorInfoMaxParams:
         if self.output_dim < 1 or self.hidden_dim < 1:
             raise UserError(
                 f"CorInfoMax projector is empty: hidden_dim={self.hidden_dim}, output_dim="
-                f"{self.output_dim}. Both are at least 1. Set method_kwargs.output_dim=64."
+                f"{self.output_dim}. Both are at least 1. Set method_kwargs.hidden_dim=2048 and "
+                "method_kwargs.output_dim=64."
             )
+        check_ranges(self, RANGES, "method_kwargs.")
 
 
 class CorInfoMax(SSLMethod):

@@ -11,10 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from solo_minent.allowed import Range, check_ranges
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import mec_coding_length, mec_loss_func
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+
+RANGES = {
+    "hidden_dim": Range(1, 2048),
+    "output_dim": Range(1, 2048),
+    "pred_hidden_dim": Range(1, 512),
+    "eps": Range(0, "null", above=True),
+    "lamda_warmup": Range(1, 8),
+    "lamda_warmup_epochs": Range(0, 10),
+}
 
 
 @dataclass
@@ -60,6 +70,7 @@ class MECParams:
                 f"MEC teacher momentum is wrong: {self.base_momentum} to {self.final_momentum}. "
                 "It rises within [0, 1]. Set method_kwargs.base_momentum=0.996."
             )
+        check_ranges(self, RANGES, "method_kwargs.")
 
 
 class MEC(SSLMethod):

@@ -45,7 +45,8 @@ class MinEntParams:
         if self.num_layers < 1 or self.hidden_dim < 1:
             raise UserError(
                 f"MinEnt head is empty: num_layers={self.num_layers}, hidden_dim="
-                f"{self.hidden_dim}. Both are at least 1. Set method_kwargs.num_layers=3."
+                f"{self.hidden_dim}. Both are at least 1. Set method_kwargs.num_layers=3 and "
+                "method_kwargs.hidden_dim=1024."
             )
 
 

@@ -1,11 +1,13 @@
 """TWIST: twin class distributions, consistent, sharp and diverse.
 
 Paper: Wang et al., "Self-Supervised Learning by Estimating Twin Class Distributions", IEEE TIP 32
-(2023), arXiv 2110.07402. Recipe: github.com/bytedance/TWIST @ 796d36e.
+(2023), arXiv 2110.07402. Recipe: github.com/bytedance/TWIST @ 796d36e. The self-labelling stage
+keeps the run's augmentation; the official one also crops harder from there on.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +77,23 @@ class TWISTParams:
             raise UserError(
                 f"TWIST quantile is wrong: {self.quantile_start} to {self.quantile_end}. It rises "
                 "within (0, 1). Set method_kwargs.quantile_start=0.5."
+            )
+        if not (
+            math.isfinite(self.tau) and self.tau > 0 and math.isfinite(self.eps) and self.eps > 0
+        ):
+            raise UserError(
+                f"TWIST tau or eps is not positive: tau={self.tau}, eps={self.eps}. Both are "
+                "finite and above 0. Set method_kwargs.tau=1 and method_kwargs.eps=1e-5."
+            )
+        if not 0 <= self.base_momentum <= self.final_momentum <= 1:
+            raise UserError(
+                f"TWIST teacher momentum is wrong: {self.base_momentum} to {self.final_momentum}. "
+                "It rises within [0, 1]. Set method_kwargs.base_momentum=0.996."
+            )
+        if not (math.isfinite(self.lam1) and math.isfinite(self.lam2)):
+            raise UserError(
+                f"TWIST weights are not finite: lam1={self.lam1}, lam2={self.lam2}. "
+                "0 and 1 are the paper's for ResNets. Set method_kwargs.lam1=0."
             )
         if self.self_label_epoch is not None and self.self_label_epoch < 0:
             raise UserError(
@@ -208,7 +227,7 @@ class TWIST(SSLMethod):
     def ssl_loss(self, views: Views, progress: Progress) -> dict[str, Tensor]:
         p = self.params
         if progress.epoch >= self.first_stage_epochs(progress):
-            return {"loss": self._self_label_loss(views, progress)}
+            return self._self_label_terms(views, progress)
         if self.teacher:
             terms = twist_teacher_loss_terms(views.z, views.teacher_z, p.tau, p.eps)
         else:
@@ -218,11 +237,14 @@ class TWIST(SSLMethod):
         )
         return {"loss": loss, **terms}
 
-    def _self_label_loss(self, views: Views, progress: Progress) -> Tensor:
+    def _self_label_terms(self, views: Views, progress: Progress) -> dict[str, Tensor]:
         p = self.params
         first = self.first_stage_epochs(progress) * progress.steps_per_epoch
         t = (progress.step - first) / (progress.total_steps - first)
         quantile = cosine(p.quantile_start, p.quantile_end, t)
-        return twist_self_label_loss_func(
+        loss = twist_self_label_loss_func(
             views.z, quantile, p.tau, teacher_logits=views.teacher_z or None
         )
+        with torch.no_grad():  # not optimised in this stage, but they still tell its health
+            terms = twist_multicrop_loss_terms(views.z, views.num_large, p.tau, p.eps)
+        return {"loss": loss, "sharpness": terms["sharpness"], "diversity": terms["diversity"]}

@@ -1,0 +1,90 @@
+"""What a value may be, and the one line that is said about a value that it may not be."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from solo_minent.errors import UserError
+
+
+class Range(NamedTuple):
+    """Finite numbers from `low` to `high`; neither NaN nor infinity is in any range.
+
+    Attributes:
+        low: smallest value.
+        fix: value that the message proposes.
+        high: largest value.
+        above: low itself is not allowed.
+        below: high itself is not allowed.
+    """
+
+    low: float
+    fix: Any
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is a number within the range."""
+        if not isinstance(value, Real) or not math.isfinite(value):
+            return False
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low}"
+        if math.isinf(self.high):
+            return f"finite and {low}"
+        return f"{low} and {'below' if self.below else 'at most'} {self.high}"
+
+
+def check_range(key: str, value: Any, allowed: Range) -> None:
+    """Raises UserError if the value of a key is not in its range."""
+    if not allowed.holds(value):
+        raise UserError(
+            f"{key} is out of range: {value}. It is {allowed}. Set {key}={allowed.fix}."
+        )
+
+
+def check_ranges(holder: Any, ranges: Mapping[str, Range], prefix: str = "") -> None:
+    """`check_range` of attributes, named by their path; None (not set) is passed over.
+
+    Args:
+        holder: object with the attributes, such as a configuration.
+        ranges: range of each attribute, `{"optimizer.lr": Range(…)}`.
+        prefix: what stands before the path in the configuration.
+    """
+    for path, allowed in ranges.items():
+        value = attrgetter(path)(holder)
+        if value is not None:
+            check_range(f"{prefix}{path}", value, allowed)
+
+
+def check_one_of(key: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises UserError if the value of a key is not among the allowed ones."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise UserError(
+            f"{key} is unknown: {value}. It is one of {', '.join(allowed)}. "
+            f"Set {key}={closest(str(value), allowed)}."
+        )
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """The word that was probably meant."""
+    words = list(words)
+    return (difflib.get_close_matches(word, words, 1, 0.0) or words)[0]
+
+
+def reason(error: BaseException) -> str:
+    """One line out of the several of an exception of Hydra, OmegaConf or YAML."""
+    error = error.__cause__ or error
+    drop = ("reference_type=", "object_type=", "provider=", "Config search path", "See https://")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line.replace("full_key: ", "at ") for line in lines if not line.startswith(drop)]
+    return " ".join(kept[:3]).rstrip(".:") or type(error).__name__

@@ -1,0 +1,187 @@
+"""Everything about a configuration that can be found wrong without its data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from solo_minent.allowed import Range, check_one_of, check_range, check_ranges, reason
+from solo_minent.errors import UserError
+
+if TYPE_CHECKING:
+    from solo_minent.config import DataConfig, RunConfig
+
+CHOICES = {
+    "optimizer.name": ("sgd", "lars", "adam", "adamw"),
+    "accelerator": ("auto", "cpu", "gpu", "cuda"),
+    "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "data.format": ("image_folder",),
+}
+RANGES = {
+    "max_epochs": Range(1, 100),
+    "devices": Range(1, 1),
+    "num_nodes": Range(1, 1),
+    "accumulate_grad_batches": Range(1, 1),
+    "checkpoint_every": Range(1, 1),
+    "gradient_clip_val": Range(0, "null", above=True),
+    "seed": Range(0, 0, high=2**32 - 1),
+    "data.num_workers": Range(0, 0),
+    "data.image_size": Range(8, 32),
+    "data.train_images": Range(1, "null"),
+    "data.val_images": Range(1, "null"),
+    "optimizer.batch_size": Range(2, 128),
+    "optimizer.lr": Range(0, 0.001, above=True),
+    "optimizer.classifier_lr": Range(0, 0.001),
+    "optimizer.weight_decay": Range(0, 0),
+    "scheduler.warmup_epochs": Range(0, 0),
+    "scheduler.warmup_steps": Range(0, "null"),
+    "scheduler.warmup_start_lr": Range(0, 0),
+    "scheduler.min_lr": Range(0, 0),
+    "scheduler.gamma": Range(0, 0.1, high=1, above=True),
+    "scheduler.restart_epoch": Range(1, "null"),
+    "scheduler.restart_lr": Range(0, 0.001, above=True),
+    "scheduler.restart_warmup_epochs": Range(0, 0),
+    "evaluation.batch_size": Range(1, 256),
+    "evaluation.knn_every": Range(0, 10),
+    "evaluation.knn_k": Range(1, 5),
+    "evaluation.linear.max_epochs": Range(1, 500),
+    "evaluation.linear.batch_size": Range(1, 1000),
+    "evaluation.linear.lr": Range(0, 0.01, above=True),
+    "evaluation.linear.final_lr": Range(0, 1e-6, above=True),
+    "evaluation.linear.weight_decay": Range(0, 0),
+}
+OWN_KEYS = ("lr", "weight_decay")  # of an optimiser, that the configuration has elsewhere
+
+
+def check(config: RunConfig) -> RunConfig:
+    """Checks a configuration and completes `method_kwargs` with the method's defaults.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    from solo_minent.data.datasets import check_dataset
+    from solo_minent.methods import available
+    from solo_minent.schedules import lr_factor
+
+    methods = available()
+    check_one_of("method", config.method, methods)
+    method = methods[config.method]
+    config = replace(config, method_kwargs=_method_kwargs(method, config.method_kwargs))
+    for key, allowed in CHOICES.items():
+        part, _, name = key.rpartition(".")
+        check_one_of(key, getattr(getattr(config, part) if part else config, name), allowed)
+    check_ranges(config, RANGES)
+    _check_name(config.name)
+    check_dataset(config.data.dataset)
+    _check_normalization(config.data)
+    _check_optimizer_kwargs(config.optimizer.name, config.optimizer.kwargs)
+    for key in config.backbone.kwargs.keys() & {"name", "stem"}:
+        raise UserError(
+            f"backbone.kwargs.{key} is set elsewhere: {config.backbone.kwargs[key]}. "
+            f"backbone.kwargs holds the model's own arguments. Set backbone.{key} instead."
+        )
+    lr_factor(config.scheduler, config.optimizer.lr, 1, config.max_epochs)  # checks the scheduler
+    _check_augmentations(config, method)
+    return config
+
+
+def _method_kwargs(method: type, given: dict[str, Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(method.Params), given)
+        return asdict(OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        known = ", ".join(method.Params.__dataclass_fields__)
+        raise UserError(
+            f"method_kwargs do not suit {method.name}: {reason(error)}. It takes {known}. "
+            "Correct method_kwargs in the recipe or the command."
+        ) from error
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or name in (".", ".."):
+        raise UserError(
+            f"name is no folder name: {name!r}. It is made of letters, digits, '.', '_' and '-', "
+            "at most 200 of them. Set name=default, and output_dir or folder for another place."
+        )
+
+
+def _check_normalization(data: DataConfig) -> None:
+    for key, allowed in (("mean", Range(-math.inf, 0.5)), ("std", Range(0, 0.25, above=True))):
+        values = getattr(data, key)
+        if values is None:
+            continue
+        if len(values) != 3:
+            raise UserError(
+                f"data.{key} is not one number a channel: {values}. It has three, for pixels in "
+                f"[0, 1]. Set data.{key}=null for the data set's own."
+            )
+        for value in values:
+            if not allowed.holds(value):
+                raise UserError(
+                    f"data.{key} is out of range: {values}. Its numbers are finite"
+                    f"{' and positive' if allowed.above else ''}. "
+                    f"Set data.{key}=null for the data set's own."
+                )
+
+
+def _check_optimizer_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    """Tries the keywords on torch's own optimiser, which LARS is a scaling of."""
+    if not kwargs:
+        return
+    import torch
+
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(name, torch.optim.SGD)
+    own = [key for key in inspect.signature(kind).parameters if key not in ("params", *OWN_KEYS)]
+    lars: list[str] = []
+    if name == "lars":
+        own = ["momentum", "dampening", "nesterov"]
+        lars = ["eta", "clip_lr", "exclude_bias_n_norm"]
+    for key, value in kwargs.items():
+        if key not in own + lars:
+            elsewhere = f" optimizer.{key} is a key of its own." if key in OWN_KEYS else ""
+            raise UserError(
+                f"optimizer.kwargs do not suit {name}: {key}. It takes {', '.join(own + lars)}."
+                f"{elsewhere} Remove it with ~optimizer.kwargs.{key}."
+            )
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(
+                    f"optimizer.kwargs.{key} is not finite: {value}. Numbers are. "
+                    f"Remove it with ~optimizer.kwargs.{key}."
+                )
+    if kwargs.get("eta") is not None:
+        check_range("optimizer.kwargs.eta", kwargs["eta"], Range(0, 0.001, above=True))
+    try:
+        given = {key: value for key, value in kwargs.items() if key in own}
+        kind([torch.zeros(1, requires_grad=True)], lr=1.0, **given)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"optimizer.kwargs do not suit {name}: {kwargs}, {reason(error)}. They are those of "
+            f"torch.optim.{kind.__name__}. Correct optimizer.kwargs."
+        ) from error
+
+
+def _check_augmentations(config: RunConfig, method: type) -> None:
+    from solo_minent.data.transforms import crop_counts, crop_size
+
+    size = config.data.image_size
+    num_large, num_small = crop_counts(config.augmentations, size)
+    large = crop_size(config.augmentations[0], size)
+    if large != size:
+        raise UserError(
+            f"augmentations are not of the image size: crop_size {large}, data.image_size {size}. "
+            f"The first views are as large as the images. Set data.image_size={large} or "
+            f"augmentations.0.crop_size={size}."
+        )
+    if num_large != 2 or (num_small and not method.multicrop):
+        allowed = "two large crops and any small ones" if method.multicrop else "two large crops"
+        raise UserError(
+            f"augmentations do not suit {config.method}: {num_large} large and {num_small} small "
+            f"crops. It takes {allowed}. Set num_crops in the augmentations of the recipe."
+        )

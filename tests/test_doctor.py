@@ -1,0 +1,55 @@
+"""The doctor names packages that exist and never breaks on what it examines."""
+
+import importlib.util
+
+import pytest
+
+from solo_minent import doctor, host
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretends that exactly these packages are installed."""
+
+    def make(**packages):
+        names = {name.replace("_", "-"): version for name, version in packages.items()}
+        monkeypatch.setattr(doctor, "_version", names.get)
+
+    return make
+
+
+def found(what):
+    return next(finding for finding in doctor.examine() if finding.what == what)
+
+
+@pytest.mark.parametrize("cuda", ["cuda110", "cuda120", "cuda130"])
+def test_any_dali_counts(installed, cuda):
+    installed(**{f"nvidia_dali_{cuda}": "1.50.0"})
+    finding = found("DALI")
+    assert (finding.state, finding.found) == ("ok", f"nvidia-dali-{cuda} 1.50.0")
+
+
+def test_fixes_are_packages_of_pypi(installed):
+    installed()
+    findings = doctor.examine()
+    assert found("DALI").fix == "pip install nvidia-dali-cuda130"
+    assert found("umap-learn").fix == "pip install umap-learn"
+    assert not any("[" in finding.fix for finding in findings)
+    assert all(f.fix for f in findings if f.state == "missing")
+
+
+def test_an_empty_package_named_solo_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "solo").mkdir()
+    spec = importlib.util.spec_from_loader("solo", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path / "solo")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    finding = doctor._host()
+    assert (finding.state, finding.fix) == ("missing", host.INSTALL)
+    assert str(tmp_path / "solo") in finding.found
+
+
+def test_environment_names_versions_and_the_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/solo-minent", "pretrain"])
+    environment = doctor.environment()
+    assert environment["command"] == ["solo-minent", "pretrain"]
+    assert {"torch", "lightning"} <= environment["packages"].keys()
