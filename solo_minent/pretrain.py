@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import struct
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from solo_minent.schedules import lr_factor
 from solo_minent.training import EpochLog, OnlineKNN, SaveLast
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
+# What torch.load raises on a file that is cut, foreign, or needs pickle.
+DAMAGE = (RuntimeError, EOFError, KeyError, TypeError, struct.error, pickle.UnpicklingError)
 
 
 def pretrain(config: RunConfig) -> Path:
@@ -150,7 +153,7 @@ def _epochs_done(checkpoint: Path) -> int:
     """
     try:
         return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise UserError(
             f"checkpoint is damaged: {checkpoint} ({type(error).__name__}). A file that this run "
             "saved was expected. Restore it, or delete it to start the run again."
