@@ -14,7 +14,7 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=1.50; platform_system == 'Linux'"],
     "umap": ["umap-learn>=0.5.5"],
     "h5": ["h5py>=3.10"],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6"],
+    "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 
