@@ -65,6 +65,16 @@ def check_ranges(holder: Any, ranges: Mapping[str, Range], prefix: str = "") -> 
             check_range(f"{prefix}{path}", value, allowed)
 
 
+def check_rising(holder: Any, low: str, high: str, fix: float, prefix: str = "") -> None:
+    """Raises UserError unless two attributes lie in [0, 1] and the second is not the smaller."""
+    first, last = getattr(holder, low), getattr(holder, high)
+    if not 0 <= first <= last <= 1:
+        raise UserError(
+            f"{prefix}{low} to {prefix}{high} does not rise within [0, 1]: {first} to {last}. "
+            f"Set {prefix}{low}={fix}."
+        )
+
+
 def check_one_of(key: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises UserError if the value of a key is not among the allowed ones."""
     allowed = list(allowed)

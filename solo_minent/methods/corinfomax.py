@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from solo_minent.allowed import Range, check_ranges
-from solo_minent.errors import UserError
 from solo_minent.losses import CorInfoMaxLoss
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 
 RANGES = {
+    "hidden_dim": Range(1, 2048),
+    "output_dim": Range(1, 64),
+    "la_R": Range(0, 0.01, high=1, below=True),
+    "la_mu": Range(0, 0.01, high=1, below=True),
     "alpha": Range(0, 250),
     "eps": Range(0, 1e-8, above=True),
     "R_ini": Range(0, 1, above=True),
@@ -49,18 +52,6 @@ class CorInfoMaxParams:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        for key in ("la_R", "la_mu"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(
-                    f"CorInfoMax {key} is out of range: {getattr(self, key)}. It is the weight of "
-                    f"the past, in [0, 1). Set method_kwargs.{key}=0.01."
-                )
-        if self.output_dim < 1 or self.hidden_dim < 1:
-            raise UserError(
-                f"CorInfoMax projector is empty: hidden_dim={self.hidden_dim}, output_dim="
-                f"{self.output_dim}. Both are at least 1. Set method_kwargs.hidden_dim=2048 and "
-                "method_kwargs.output_dim=64."
-            )
         check_ranges(self, RANGES, "method_kwargs.")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from solo_minent.allowed import Range, check_ranges
+from solo_minent.allowed import Range, check_ranges, check_rising
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import mec_coding_length, mec_loss_func
@@ -36,7 +36,8 @@ class MECParams:
         output_dim: d, the embedding's dimension.
         pred_hidden_dim: width of the predictor's hidden layer.
         eps: the paper's eps^2, the distortion; None keeps d / eps = 32 as on ImageNet (64 for
-            d = 2048), and with it the regime of the polynomial.
+            d = 2048). The series needs a spectral radius below 1, about d / eps times the largest
+            share of a direction: take a larger eps where few classes dominate a batch.
         order: terms of the Taylor series; even, since an odd one is minimised by collapse.
         lamda_warmup: 1/lambda starts at this multiple of its final value.
         lamda_warmup_epochs: epochs over which it falls, at most the whole run.
@@ -60,17 +61,8 @@ class MECParams:
                 f"MEC order is not even: {self.order}. An odd Taylor order has its minimum at the "
                 "collapsed solution. Set method_kwargs.order=4."
             )
-        if self.eps is not None and self.eps <= 0:
-            raise UserError(
-                f"MEC eps is not positive: {self.eps}. It is the squared distortion; d / 32 keeps "
-                "the ImageNet regime. Set method_kwargs.eps=null."
-            )
-        if not 0 <= self.base_momentum <= self.final_momentum <= 1:
-            raise UserError(
-                f"MEC teacher momentum is wrong: {self.base_momentum} to {self.final_momentum}. "
-                "It rises within [0, 1]. Set method_kwargs.base_momentum=0.996."
-            )
         check_ranges(self, RANGES, "method_kwargs.")
+        check_rising(self, "base_momentum", "final_momentum", 0.996, "method_kwargs.")
 
 
 class MEC(SSLMethod):

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from solo_minent.allowed import Range, check_one_of, check_ranges
 from solo_minent.errors import UserError
 from solo_minent.losses import minent_loss_terms, minent_targets, target_entropy
+from solo_minent.losses.minent import NORMS
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+
+RANGES = {"hidden_dim": Range(1, 1024), "num_layers": Range(1, 3)}
 
 
 @dataclass
@@ -37,17 +41,8 @@ class MinEntParams:
                 f"MinEnt heads are wrong: {list(self.heads)}. A non-empty list of code book sizes "
                 "of at least 2 is needed. Set method_kwargs.heads=[128] for one head."
             )
-        if self.norm not in ("bn", "softmax", "l2", "none"):
-            raise UserError(
-                f"MinEnt norm is unknown: {self.norm}. It is one of bn, softmax, l2, none. "
-                "Set method_kwargs.norm=bn."
-            )
-        if self.num_layers < 1 or self.hidden_dim < 1:
-            raise UserError(
-                f"MinEnt head is empty: num_layers={self.num_layers}, hidden_dim="
-                f"{self.hidden_dim}. Both are at least 1. Set method_kwargs.num_layers=3 and "
-                "method_kwargs.hidden_dim=1024."
-            )
+        check_one_of("method_kwargs.norm", self.norm, NORMS)
+        check_ranges(self, RANGES, "method_kwargs.")
 
 
 class MultiHead(nn.Module):

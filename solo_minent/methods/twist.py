@@ -7,13 +7,13 @@ keeps the run's augmentation; the official one also crops harder from there on.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, distributed, nn
 
+from solo_minent.allowed import Range, check_one_of, check_ranges, check_rising
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import (
@@ -23,6 +23,19 @@ from solo_minent.losses import (
 )
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 from solo_minent.schedules import cosine
+
+RANGES = {
+    "hidden_dim": Range(1, 4096),
+    "output_dim": Range(2, 4096),
+    "bunch_size": Range(2, 256),
+    "lam1": Range(-1, 0),
+    "lam2": Range(0, 1),
+    "tau": Range(0, 1, above=True),
+    "eps": Range(0, 1e-5, above=True),
+    "self_label_epoch": Range(0, "null"),
+    "quantile_start": Range(0, 0.5, high=1, above=True, below=True),
+    "quantile_end": Range(0, 0.6, high=1, above=True, below=True),
+}
 
 
 @dataclass
@@ -62,44 +75,10 @@ class TWISTParams:
     quantile_end: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.activation not in ("relu", "gelu"):
-            raise UserError(
-                f"TWIST activation is unknown: {self.activation}. It is relu or gelu. "
-                "Set method_kwargs.activation=relu."
-            )
-        if self.output_dim < 2 or self.hidden_dim < 1 or self.bunch_size < 2:
-            raise UserError(
-                f"TWIST head is too small: hidden_dim={self.hidden_dim}, output_dim="
-                f"{self.output_dim}, bunch_size={self.bunch_size}. At least 1, 2 and 2 are needed. "
-                "Set method_kwargs.output_dim to about the batch size."
-            )
-        if not 0 < self.quantile_start <= self.quantile_end < 1:
-            raise UserError(
-                f"TWIST quantile is wrong: {self.quantile_start} to {self.quantile_end}. It rises "
-                "within (0, 1). Set method_kwargs.quantile_start=0.5."
-            )
-        if not (
-            math.isfinite(self.tau) and self.tau > 0 and math.isfinite(self.eps) and self.eps > 0
-        ):
-            raise UserError(
-                f"TWIST tau or eps is not positive: tau={self.tau}, eps={self.eps}. Both are "
-                "finite and above 0. Set method_kwargs.tau=1 and method_kwargs.eps=1e-5."
-            )
-        if not 0 <= self.base_momentum <= self.final_momentum <= 1:
-            raise UserError(
-                f"TWIST teacher momentum is wrong: {self.base_momentum} to {self.final_momentum}. "
-                "It rises within [0, 1]. Set method_kwargs.base_momentum=0.996."
-            )
-        if not (math.isfinite(self.lam1) and math.isfinite(self.lam2)):
-            raise UserError(
-                f"TWIST weights are not finite: lam1={self.lam1}, lam2={self.lam2}. "
-                "0 and 1 are the paper's for ResNets. Set method_kwargs.lam1=0."
-            )
-        if self.self_label_epoch is not None and self.self_label_epoch < 0:
-            raise UserError(
-                f"TWIST self_label_epoch is negative: {self.self_label_epoch}. It counts from 0. "
-                "Set method_kwargs.self_label_epoch=null for no second stage."
-            )
+        check_one_of("method_kwargs.activation", self.activation, ("relu", "gelu"))
+        check_ranges(self, RANGES, "method_kwargs.")
+        check_rising(self, "base_momentum", "final_momentum", 0.996, "method_kwargs.")
+        check_rising(self, "quantile_start", "quantile_end", 0.5, "method_kwargs.")
 
 
 class BunchNorm(nn.Module):
