@@ -45,6 +45,9 @@ def test_backbone_round_trip(tmp_path):
     for key, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
     assert len(sha256(path)) == 64
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize(

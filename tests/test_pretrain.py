@@ -108,9 +108,14 @@ def test_two_ranks_train_one_run(tiny_run):
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_command_does(tiny_run):
-    config = tiny_run("minent", "max_epochs=40", "evaluation.knn_every=0")
+    config = tiny_run("minent", "max_epochs=5000", "evaluation.knn_every=0")
     process = subprocess.Popen(
-        command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(config),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that put the tests into the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (config.run_dir / CHECKPOINT).exists() and time.monotonic() < deadline:
