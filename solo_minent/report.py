@@ -151,7 +151,7 @@ def plot(config: RunConfig) -> Path:
     monitors = available()[config.method].monitors
     panels = [
         (f"{config.method} loss", [f"{prefix}loss"]),
-        (" and ".join(monitors).replace("_", " "), [f"{prefix}{term}" for term in monitors]),
+        (", ".join(monitors).replace("_", " "), [f"{prefix}{term}" for term in monitors]),
         ("held-out accuracy, %", ["knn_acc1", "val_acc1"]),
     ]
     names = {"knn_acc1": f"{config.evaluation.knn_k}-NN", "val_acc1": "online linear"}

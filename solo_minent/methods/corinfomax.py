@@ -60,7 +60,7 @@ class CorInfoMax(SSLMethod):
 
     name = "corinfomax"
     Params = CorInfoMaxParams
-    monitors = ("logdet", "invariance")
+    monitors = ("logdet",)
 
     def build(self, params: CorInfoMaxParams) -> None:
         width = params.hidden_dim
