@@ -27,7 +27,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["solo_minent", "solo_minent.*"]),
-    package_data={"solo_minent": ["recipes/*/*.yaml"]},
+    package_data={"solo_minent": ["recipes/*/*.yaml", "data/class_lists/*.txt"]},
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.4",
@@ -42,6 +42,7 @@ setup(
         "scipy",
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
+        "psutil>=5.9",
         "rich>=13",
         "safetensors>=0.4",
         "einops",

@@ -18,7 +18,10 @@ CHOICES = {
     "optimizer.name": ("sgd", "lars", "adam", "adamw"),
     "accelerator": ("auto", "cpu", "gpu", "cuda"),
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
-    "data.format": ("image_folder",),
+    "data.format": ("image_folder", "dali", "h5", "device"),
+    "data.on_corrupt": ("error", "skip"),
+    "dali.device": ("auto", "cpu", "gpu"),
+    "dali.pipeline": ("own", "solo"),
 }
 RANGES = {
     "max_epochs": Range(1, 100),
@@ -27,6 +30,7 @@ RANGES = {
     "accumulate_grad_batches": Range(1, 1),
     "checkpoint_every": Range(1, 1),
     "gradient_clip_val": Range(0, "null", above=True),
+    "late_epoch": Range(0, "null"),
     "seed": Range(0, 0, high=2**32 - 1),
     "data.num_workers": Range(0, 0),
     "data.image_size": Range(8, 32),
@@ -36,6 +40,7 @@ RANGES = {
     "optimizer.lr": Range(0, 0.001, above=True),
     "optimizer.classifier_lr": Range(0, 0.001),
     "optimizer.weight_decay": Range(0, 0),
+    "optimizer.weight_decay_end": Range(0, "null"),
     "scheduler.warmup_epochs": Range(0, 0),
     "scheduler.warmup_steps": Range(0, "null"),
     "scheduler.warmup_start_lr": Range(0, 0),
@@ -168,20 +173,41 @@ def _check_optimizer_kwargs(name: str, kwargs: dict[str, Any]) -> None:
 
 
 def _check_augmentations(config: RunConfig, method: type) -> None:
-    from solo_minent.data.transforms import crop_counts, crop_size
+    if (config.late_epoch is None) == bool(config.late_augmentations):
+        raise UserError(
+            f"late_epoch and late_augmentations belong together: {config.late_epoch} and "
+            f"{len(config.late_augmentations)} entries. Both are set, or neither. "
+            "Set late_epoch=null late_augmentations=[]."
+        )
+    counts = _check_stage(config, method, "augmentations")
+    if config.late_epoch is None:
+        return
+    late = _check_stage(config, method, "late_augmentations")
+    if late != counts:
+        raise UserError(
+            f"late_augmentations make other views: {late} large and small crops, the augmentations "
+            f"{counts}. The number of views is that of the whole run. Set num_crops in "
+            "late_augmentations."
+        )
+
+
+def _check_stage(config: RunConfig, method: type, key: str) -> tuple[int, int]:
+    """Numbers of large and small crops."""
+    from solo_minent.data.augmentations import crop_counts, parse_views
 
     size = config.data.image_size
-    num_large, num_small = crop_counts(config.augmentations, size)
-    large = crop_size(config.augmentations[0], size)
-    if large != size:
+    views = parse_views(getattr(config, key), size)
+    num_large, num_small = crop_counts(views)
+    if views[0].size != size:
         raise UserError(
-            f"augmentations are not of the image size: crop_size {large}, data.image_size {size}. "
-            f"The first views are as large as the images. Set data.image_size={large} or "
-            f"augmentations.0.crop_size={size}."
+            f"{key} are not of the image size: crop_size {views[0].size}, data.image_size {size}. "
+            f"The first views are as large as the images. Set data.image_size={views[0].size} or "
+            f"{key}.0.crop_size={size}."
         )
     if num_large != 2 or (num_small and not method.multicrop):
         allowed = "two large crops and any small ones" if method.multicrop else "two large crops"
         raise UserError(
-            f"augmentations do not suit {config.method}: {num_large} large and {num_small} small "
+            f"{key} do not suit {config.method}: {num_large} large and {num_small} small "
             f"crops. It takes {allowed}. Set num_crops in the augmentations of the recipe."
         )
+    return num_large, num_small

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from solo_minent import __version__
@@ -45,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"error: {_one_line(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        continues = options.command is _pretrain
-        _say("stopped; the same command continues the run" if continues else "stopped", sys.stderr)
+        continues = {
+            _pretrain: "stopped; the same command continues the run",
+            _prepare: "stopped; the same command goes on from here",
+        }
+        _say(continues.get(options.command, "stopped"), sys.stderr)
         return 130
 
 
@@ -125,6 +129,27 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(command=_knn)
     add = commands.add_parser("report", parents=[run], help="a run against its baselines, plotted")
     add.set_defaults(command=_report)
+    add = commands.add_parser("prepare", parents=[common], help="make a data set ready, check it")
+    add.add_argument("dataset", help="digits, cifar10, stl10, tiny_imagenet, imagenet100, …")
+    add.add_argument("--root", metavar="DIR", help="folder that shall hold it, later data.root")
+    add.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        help="what is there of it: an archive, a folder of archives, an ImageNet tree",
+    )
+    add.add_argument("--classes", metavar="FILE", help="imagenet100: a class list of your own")
+    add.add_argument("--verify", action="store_true", help="decode every image")
+    add.add_argument("--h5", action="store_true", help="write train.h5 and val.h5 as well")
+    add.set_defaults(command=_prepare)
+    add = commands.add_parser("bench", parents=[run], help="how fast the loaders are")
+    add.add_argument("what", choices=["loader"], help="loader: every format in turn")
+    add.add_argument("--dataset", metavar="NAME", help="measure with the recipe NAME/minent")
+    add.add_argument("--format", default="image_folder,dali", help="formats, with commas between")
+    add.add_argument("--seconds", type=float, default=3.0, help="of one round (default 3)")
+    add.add_argument("--rounds", type=int, default=3, help="of each format (default 3)")
+    add.add_argument("--csv", metavar="FILE", help="write the figures there as well")
+    add.set_defaults(command=_bench)
     add = commands.add_parser("recipes", parents=[common], help="list the recipes")
     add.set_defaults(command=_recipes)
     add = commands.add_parser("doctor", parents=[common], help="what is installed, what is missing")
@@ -186,6 +211,38 @@ def _report(options: argparse.Namespace) -> int:
     from solo_minent.report import report
 
     print(f"picture: {report(config)}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from solo_minent.prepare import prepare, print_prepared
+
+    done = prepare(
+        options.dataset,
+        options.root,
+        source=options.source,
+        classes=options.classes,
+        verify=options.verify,
+        h5=options.h5,
+    )
+    with _quiet_pipe():
+        print_prepared(done)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.dataset and options.recipe:
+        raise UserError(
+            f"data set is named twice: --dataset {options.dataset} and --recipe {options.recipe}. "
+            "A recipe names its data set. Leave one of them out."
+        )
+    if options.dataset:
+        options.recipe = f"{options.dataset}/minent"
+    config = _config(options)
+    from solo_minent.bench import bench_loaders, print_loaders
+
+    found = bench_loaders(config, options.format.split(","), options.seconds, options.rounds)
+    print_loaders(config, found, options.csv and Path(options.csv))
     return 0
 
 

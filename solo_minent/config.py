@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 MISSING = "???"  # OmegaConf's mark of a mandatory value
 RECIPES = Path(__file__).parent / "recipes"
 # What a recipe need not have for an override to set it.
-OPEN = ("method_kwargs", "backbone.kwargs", "optimizer.kwargs", "augmentations.")
+OPEN = (
+    "method_kwargs",
+    "backbone.kwargs",
+    "optimizer.kwargs",
+    "augmentations.",
+    "late_augmentations.",
+)
 # Where a run lies, how fast its images come, how it is evaluated: its weights are the same.
 BYSTANDERS = (
     "output_dir",
@@ -46,7 +52,21 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """root: folder of the data set; train_images, val_images: seeded stratified subsets."""
+    """Which images, and how they are read.
+
+    Attributes:
+        dataset: one of `solo_minent.data.datasets.DATASETS`.
+        root: folder of the data set.
+        format: image_folder (PIL in worker processes), dali, h5 (train.h5 and val.h5 in `root`) or
+            device (the whole set on the accelerator).
+        num_workers: loader processes of a rank (DALI: its threads).
+        image_size: side of the large views, in pixels.
+        train_images, val_images: seeded stratified subsets.
+        file_list: text file that names the training images to use, `<class>/<file>` or `<file>`.
+        on_corrupt: what an image that cannot be decoded does: `error` ends the run and names it,
+            `skip` puts the next image in its place and counts it.
+        mean, std: of each channel, for pixels in [0, 1]; the data set's own if not given.
+    """
 
     dataset: str = MISSING
     root: str | None = None
@@ -54,14 +74,33 @@ class DataConfig:
     num_workers: int = 2
     image_size: int = MISSING
     train_images: int | None = None
+    file_list: str | None = None
+    on_corrupt: str = "error"
     val_images: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
 
 
 @dataclass
+class DaliConfig:
+    """For `data.format: dali`.
+
+    Attributes:
+        device: where it decodes and augments: gpu, cpu, or auto (gpu if there is one).
+        pipeline: own (the same views as image_folder, whichever solo-learn is installed) or solo
+            (solo-learn's: its seeds and its order know neither `seed` nor a restart).
+    """
+
+    device: str = "auto"
+    pipeline: str = "own"
+
+
+@dataclass
 class OptimizerConfig:
-    """lr: per 256 images if scale_lr, else absolute; batch_size: images per process and step."""
+    """lr: per 256 images if scale_lr, else absolute; batch_size: images per process and step.
+
+    weight_decay_end: weight decay goes there in half a cosine over the steps of the run.
+    """
 
     name: str = MISSING
     batch_size: int = MISSING
@@ -69,6 +108,7 @@ class OptimizerConfig:
     scale_lr: bool = False
     classifier_lr: float = MISSING
     weight_decay: float = 0.0
+    weight_decay_end: float | None = None
     exclude_bias_n_norm: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -113,14 +153,21 @@ class EvaluationConfig:
 
 @dataclass
 class RunConfig:
-    """Everything that decides a pretraining run."""
+    """Everything that decides a pretraining run.
+
+    From epoch `late_epoch` on, counted from 0, views are made by `late_augmentations` (TWIST's
+    second stage crops harder).
+    """
 
     name: str = "default"
     method: str = MISSING
     method_kwargs: dict[str, Any] = field(default_factory=dict)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    dali: DaliConfig = field(default_factory=DaliConfig)
     augmentations: list[Any] = field(default_factory=list)
+    late_epoch: int | None = None
+    late_augmentations: list[Any] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

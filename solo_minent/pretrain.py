@@ -8,7 +8,9 @@ import os
 import pickle
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -27,14 +29,15 @@ from solo_minent.config import (
     to_yaml,
 )
 from solo_minent.console import quiet_lightning
-from solo_minent.data.datasets import num_classes
-from solo_minent.data.loaders import eval_loader, pretrain_loader
+from solo_minent.data.images import ImageSet
+from solo_minent.data.loaders import eval_loader, num_workers, pretrain_images, pretrain_loader
+from solo_minent.data.transforms import normalization
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import check_knn_k
 from solo_minent.methods import available
 from solo_minent.schedules import lr_factor
-from solo_minent.training import EpochLog, OnlineKNN, SaveLast
+from solo_minent.training import CorruptImages, EpochLog, OnlineKNN, SaveLast, WeightDecay
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
 # What torch.load raises on a file that is cut, foreign, or needs pickle.
@@ -65,23 +68,22 @@ def pretrain(config: RunConfig) -> Path:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     accelerator = _accelerator(config)
     host.register(available()[config.method])
-    classes = _labelled_classes(config)
-    train_loader = pretrain_loader(config)
-    val_loader, memory_loader = (
-        eval_loader(config, split, config.evaluation.batch_size) for split in ("test", "train")
-    )
+    images = pretrain_images(config)
+    loaders = _eval_loaders(config) if images.classes else None
+    data = _fit_data(config, images, loaders)
     absolute = scaled_lrs(config)
-    steps_per_epoch = _steps_per_epoch(config, len(train_loader.dataset))
+    steps_per_epoch = _steps_per_epoch(config, len(images))
     module = host.build_method(
         absolute,
         build_backbone(config.backbone.name, config.backbone.stem, **config.backbone.kwargs),
         lr_factor(absolute.scheduler, absolute.optimizer.lr, steps_per_epoch, config.max_epochs),
-        num_classes=classes,
+        num_classes=max(len(images.classes), 1),
     )
+    module.partly_labelled = bool((images.targets < 0).any())
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if accelerator == "cpu":
-        _share_cores(config, train_loader.num_workers)
+        _share_cores(config, num_workers(config))
     interactive = sys.stderr.isatty()
     with quiet_lightning():
         trainer = pl.Trainer(
@@ -94,7 +96,7 @@ def pretrain(config: RunConfig) -> Path:
             gradient_clip_val=config.gradient_clip_val,
             # torch's SyncBatchNorm has no CPU kernel.
             sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
-            callbacks=_callbacks(config, memory_loader, val_loader, lines=not interactive),
+            callbacks=_callbacks(config, data, loaders, lines=not interactive),
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -104,9 +106,9 @@ def pretrain(config: RunConfig) -> Path:
         if trainer.is_global_zero:
             write_text(run_dir / "config.yaml", to_yaml(config))
             _note_environment(run_dir, resume)
-            _announce(config, absolute, len(train_loader.dataset), resume)
+            _announce(config, absolute, images, resume)
         try:
-            trainer.fit(module, train_loader, val_loader, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, **data, ckpt_path=resume, weights_only=True)
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit of its own.
             if isinstance(stop.__context__, KeyboardInterrupt):
@@ -118,16 +120,47 @@ def pretrain(config: RunConfig) -> Path:
     return run_dir
 
 
+class EvalLoaders(NamedTuple):
+    """Labelled images without augmentation: the training images' and the held-out ones."""
+
+    memory: DataLoader
+    test: DataLoader
+
+
+def _eval_loaders(config: RunConfig) -> EvalLoaders:
+    size = config.evaluation.batch_size
+    return EvalLoaders(eval_loader(config, "train", size), eval_loader(config, "test", size))
+
+
+def _fit_data(config: RunConfig, images: ImageSet, loaders: EvalLoaders | None) -> dict[str, Any]:
+    """Keywords for `Trainer.fit`; without labels there is nothing to validate on."""
+    test = loaders and loaders.test
+    if config.data.format == "dali" and config.dali.pipeline == "solo":
+        mean, std = map(list, normalization(config.data))
+        data = host.fit_data(replace(config, data=replace(config.data, mean=mean, std=std)))
+        data["datamodule"].val_dataloader = lambda: test or []
+        return data
+    return {"train_dataloaders": pretrain_loader(config, images), "val_dataloaders": test}
+
+
 def _callbacks(
-    config: RunConfig, memory: DataLoader, test: DataLoader, lines: bool
+    config: RunConfig, data: dict[str, Any], loaders: EvalLoaders | None, lines: bool
 ) -> list[Callback]:
+    callbacks: list[Callback] = []
+    end = config.optimizer.weight_decay_end
+    if end is not None:
+        callbacks.append(WeightDecay(config.optimizer.weight_decay, end))
+    if config.data.on_corrupt == "skip" and "train_dataloaders" in data:
+        readable = data["train_dataloaders"].readable
+        callbacks.append(CorruptImages(readable, config.run_dir / "corrupt.txt"))
     knn = None
-    if config.evaluation.knn_every:
-        check_knn_k(config, len(memory.dataset))
-        knn = OnlineKNN(memory, test, config.evaluation.knn_every, config.evaluation.knn_k)
+    if config.evaluation.knn_every and loaders:
+        check_knn_k(config, len(loaders.memory.dataset))
+        knn = OnlineKNN(*loaders, config.evaluation.knn_every, config.evaluation.knn_k)
+        callbacks.append(knn)
     log = EpochLog(config.run_dir / "log.csv", knn, lines)
     save = SaveLast(config.run_dir / CHECKPOINT, config.checkpoint_every)
-    return [*([knn] if knn else []), log, save]
+    return [*callbacks, log, save]
 
 
 def _resume_point(config: RunConfig) -> Path | None:
@@ -167,30 +200,32 @@ def _note_environment(run_dir: Path, resume: Path | None) -> None:
     write_json(path, [*earlier, environment()])
 
 
-def _labelled_classes(config: RunConfig) -> int:
-    classes = num_classes(config.data.dataset, config.data.root)
-    if not classes:
-        raise UserError(
-            f"data set has no labels: {config.data.root}. The online classifier and the kNN need "
-            "them, and only them. Put the images into one folder a class, train/<class>/<image>."
-        )
-    return classes
-
-
 def _steps_per_epoch(config: RunConfig, images: int) -> int:
     batches = images // (config.optimizer.batch_size * config.devices * config.num_nodes)
     return max(math.ceil(batches / config.accumulate_grad_batches), 1)
 
 
 def _accelerator(config: RunConfig) -> str:
-    if config.accelerator == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    """gpu or cpu.
+
+    Raises:
+        UserError: this machine has no GPU, or fewer than the run wants.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.accelerator == "cpu" or (config.accelerator == "auto" and not gpus):
+        return "cpu"
+    if not gpus:
         raise UserError(
             f"accelerator is not there: {config.accelerator}. PyTorch sees no GPU on this machine. "
             "Set accelerator=cpu, or see solo-minent doctor."
         )
-    return config.accelerator
+    if config.devices > gpus:
+        batch = config.optimizer.batch_size * config.devices // gpus
+        raise UserError(
+            f"devices are not there: {config.devices}. PyTorch sees {gpus} on this machine. "
+            f"Set devices={gpus} optimizer.batch_size={batch} for the same global batch."
+        )
+    return "gpu"
 
 
 def _share_cores(config: RunConfig, workers: int) -> None:
@@ -206,9 +241,13 @@ def _precision(config: RunConfig, accelerator: str) -> str:
     return "bf16-mixed" if bf16 else "32-true"
 
 
-def _announce(config: RunConfig, absolute: RunConfig, images: int, resume: Path | None) -> None:
+def _announce(
+    config: RunConfig, absolute: RunConfig, images: ImageSet, resume: Path | None
+) -> None:
+    unlabelled = int((images.targets < 0).sum())
     print(
-        f"{config.method} on {config.data.dataset}: {images} images, {config.max_epochs} epochs, "
+        f"{config.method} on {config.data.dataset}: {len(images)} images"
+        f"{f' ({unlabelled} without labels)' if unlabelled else ''}, {config.max_epochs} epochs, "
         f"global batch {config.global_batch_size}, {config.optimizer.name} with lr "
         f"{absolute.optimizer.lr:g}, solo-learn {host.VERSION}, into {config.run_dir}"
     )

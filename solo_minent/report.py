@@ -76,7 +76,7 @@ def report(config: RunConfig) -> Path:
 def linear_result(config: RunConfig, target: Target, features: Features) -> dict[str, Any]:
     """Linear evaluation of a target, stored in the run's results."""
     probe = config.evaluation.linear
-    classes = num_classes(config.data.dataset, config.data.root)
+    classes = num_classes(config.data.dataset, config.data.root, config.data.format)
     protocol = (
         f"linear, cached features, Adam lr {probe.lr:g} to {probe.final_lr:g}, weight decay "
         f"{probe.weight_decay:g}, batch {probe.batch_size}, {probe.max_epochs} epochs, last epoch"

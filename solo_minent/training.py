@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch.utils.data import DataLoader
 
-from solo_minent.checkpoint import write_atomic
+from solo_minent.checkpoint import write_atomic, write_text
+from solo_minent.data.epochs import ReadableImages
+from solo_minent.distributed import global_max
 from solo_minent.errors import UserError
 from solo_minent.evaluation.features import extract_features
 from solo_minent.evaluation.knn import knn_predict
+from solo_minent.schedules import cosine
 
 
 class OnlineKNN(Callback):
@@ -44,6 +49,50 @@ class OnlineKNN(Callback):
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
             value = self.accuracy(module) if trainer.is_global_zero else None
             module.log("knn_acc1", trainer.strategy.broadcast(value), rank_zero_only=True)
+
+
+class WeightDecay(Callback):
+    """Weight decay of each step: half a cosine over the run, where a group decays at all.
+
+    A function of the step, so it resumes by itself (TWIST's ViTs; DINO's schedule).
+
+    Args:
+        start: of the first step.
+        end: after the last step.
+    """
+
+    def __init__(self, start: float, end: float):
+        self.start, self.end = start, end
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        t = trainer.global_step / trainer.estimated_stepping_batches
+        for group in trainer.optimizers[0].param_groups:
+            if group["weight_decay"] != 0:
+                group["weight_decay"] = cosine(self.start, self.end, t)
+
+
+class CorruptImages(Callback):
+    """Counts the images that could not be decoded (`corrupt_images`) and lists them in a file.
+
+    Args:
+        readable: of the training loader.
+        path: text file, one name a line, rewritten when more are found.
+    """
+
+    def __init__(self, readable: ReadableImages, path: Path):
+        self.readable, self.path, self.known = readable, path, 0
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        flags = self.readable.corrupt.to(module.device, torch.float32)
+        found = global_max(flags).nonzero().flatten().tolist()
+        module.log("corrupt_images", float(len(found)), rank_zero_only=True)
+        if len(found) > self.known and trainer.is_global_zero:
+            names = "".join(f"{self.readable.images.name_of(index)}\n" for index in found)
+            write_text(self.path, names)
+            print(f"corrupt images replaced: {len(found)}, listed in {self.path}", file=sys.stderr)
+        self.known = len(found)
 
 
 class EpochLog(Callback):

@@ -12,6 +12,7 @@ from solo_minent.errors import UserError
 
 NOT_FINITE = [
     *("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay", "gradient_clip_val"),
+    "optimizer.weight_decay_end",
     *("scheduler.warmup_epochs", "scheduler.warmup_start_lr", "scheduler.min_lr"),
     *("scheduler.gamma", "scheduler.restart_lr", "scheduler.restart_warmup_epochs"),
     *("evaluation.linear.lr", "evaluation.linear.final_lr", "evaluation.linear.weight_decay"),
@@ -29,6 +30,8 @@ TOO_SMALL = {
     **dict.fromkeys(["scheduler.warmup_epochs", "scheduler.warmup_steps"], -1),
     **dict.fromkeys(["scheduler.warmup_start_lr", "scheduler.min_lr"], -1),
     **dict.fromkeys(["scheduler.restart_warmup_epochs", "evaluation.knn_every"], -1),
+    "optimizer.weight_decay_end": -1,
+    "late_epoch": -1,
     "optimizer.batch_size": 1,
     "data.image_size": 7,
 }
@@ -182,9 +185,30 @@ def test_values_at_the_edge_are_taken(values):
     "augmentations", [[VIEW, {"crop_size": 32}], [{"num_crops": 1}, VIEW], [VIEW, {}], [VIEW, VIEW]]
 )
 def test_host_and_loader_count_the_same_crops(augmentations):
-    from solo_minent.data.transforms import crop_counts
+    from solo_minent.data.augmentations import crop_counts, parse_views
     from solo_minent.host import shared
 
     config = changed("cifar10/mec", {"augmentations": augmentations})
-    ours = crop_counts(augmentations, config.data.image_size)
+    ours = crop_counts(parse_views(augmentations, config.data.image_size))
     assert shared.crop_counts(shared.augmentations(config)) == ours == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"late_epoch": 3}, "late_epoch and late_augmentations belong together"),
+        ({"late_augmentations": [VIEW, VIEW]}, "late_epoch and late_augmentations belong"),
+        ({"late_epoch": 3, "late_augmentations": [VIEW]}, "late_augmentations do not suit mec"),
+        ({"late_epoch": 3, "late_augmentations": [{"crop_size": 16}]}, "not of the image size"),
+    ],
+)
+def test_late_augmentations_are_checked(change, words):
+    with pytest.raises(UserError, match=words):
+        check(changed("cifar10/mec", change))
+
+
+def test_the_late_views_are_as_many_as_the_early_ones():
+    small = {"crop_size": 16, "num_crops": 3}
+    change = {"augmentations": [VIEW, VIEW], "late_augmentations": [VIEW, VIEW, small]}
+    with pytest.raises(UserError, match="late_augmentations make other views"):
+        check(changed("cifar10/twist", change | {"late_epoch": 3}))

@@ -1,125 +1,119 @@
-"""Labelled image sets: `(PIL image, int label)` with `.classes` and `.targets`.
+"""The data sets by name and split. Nothing is downloaded here: `solo-minent prepare` does that.
 
-Small sets live in memory as uint8 arrays, folders of images as a list of paths. Nothing is ever
-downloaded.
+Small sets live in memory as uint8 arrays, STL-10 is mapped from its files, folders of images are
+lists of paths, and any of them may have been packed into h5 files.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from solo_minent.data.folders import FOLDER_SETS, folder_classes, folder_split
+from solo_minent.data.images import (
+    UNLABELLED,
+    ArrayImages,
+    CorruptImageError,
+    FileImages,
+    ImageSet,
+    MappedImages,
+)
 from solo_minent.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = [
+    "DATASETS",
+    "FOLDER_SETS",
+    "SPLITS",
+    "UNLABELLED",
+    "ArrayImages",
+    "CorruptImageError",
+    "FileImages",
+    "ImageSet",
+    "MappedImages",
+    "check_dataset",
+    "load_split",
+    "num_classes",
+    "stratified_indices",
+]
 
-# Folder sets share one layout: <root>/train/<class>/*.jpg and <root>/val|test/<class>/*.jpg.
-FOLDER_SETS = ("custom", "imagenet", "imagenet100", "tiny_imagenet")
-DATASETS = ("digits", "cifar10", "cifar100", *FOLDER_SETS)
-SPLITS = ("train", "test")
-UNLABELLED = -1
-
-
-class ImageSet(Dataset):
-    """classes: class names; targets: int64 array (N,), -1 where a set has no labels."""
-
-    classes: list[str]
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def select(self, indices: np.ndarray) -> ImageSet:
-        """The images at `indices`, in that order, with the same classes."""
-        raise NotImplementedError
-
-
-class ArrayImages(ImageSet):
-    """images: uint8 array (N, H, W, 3) held in memory."""
-
-    def __init__(self, images: np.ndarray, targets: np.ndarray, classes: list[str]) -> None:
-        self.images = images
-        self.targets = np.asarray(targets, dtype=np.int64)
-        self.classes = classes
-
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
-        return Image.fromarray(self.images[index]), int(self.targets[index])
-
-    def select(self, indices: np.ndarray) -> ArrayImages:
-        return ArrayImages(self.images[indices], self.targets[indices], self.classes)
-
-
-class FileImages(ImageSet):
-    """paths: image files, decoded to RGB when they are asked for."""
-
-    def __init__(self, paths: list[str], targets: np.ndarray, classes: list[str]) -> None:
-        # One array of bytes: a list of a million str is copied page by page into every worker.
-        self.paths = np.array([os.fsencode(path) for path in paths])
-        self.targets = np.asarray(targets, dtype=np.int64)
-        self.classes = classes
-
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
-        path = os.fsdecode(self.paths[index])
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), int(self.targets[index])
-        except OSError as error:
-            raise UserError(
-                f"cannot read an image: {path} ({error}). It must be a whole image file. "
-                "Replace or remove it."
-            ) from error
-
-    def select(self, indices: np.ndarray) -> FileImages:
-        paths = [os.fsdecode(path) for path in self.paths[indices]]
-        return FileImages(paths, self.targets[indices], self.classes)
+DATASETS = ("digits", "cifar10", "cifar100", "stl10", *FOLDER_SETS)
+SPLITS = ("pretrain", "train", "test")
+_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "stl10": 10}
+_STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+_STL10_SIZE = (96, 96)
 
 
 def load_split(
-    dataset: str, root: str | Path | None, split: str, subset: int | None = None, seed: int = 0
+    dataset: str,
+    root: str | Path | None,
+    split: str,
+    subset: int | None = None,
+    seed: int = 0,
+    file_list: str | Path | None = None,
+    format: str = "image_folder",
 ) -> ImageSet:
     """One split of a data set.
 
-    dataset: one of `DATASETS`; root: its folder (`digits` needs none); split: train or test.
-    subset: keep that many images, stratified by class and drawn with `seed`, in file order.
+    dataset: one of `DATASETS`; root: its folder (`digits` needs none).
+    split: `train` or `test`, with labels, or `pretrain`: what a method is trained on, the same as
+    `train` but for stl10, which adds its 100,000 unlabelled images (label -1) after the 5,000.
+    subset: keep that many images, stratified by class and drawn with `seed`, in file order; the
+    unlabelled count as one more class.
+    file_list: text file that names the training images to keep (`folders.select_listed`), of
+    folder sets and h5 files; the subset is drawn from them.
+    format: `h5` reads `<root>/train.h5` and `<root>/val.h5`; all others read the set as it is
+    published.
 
     `digits` is split 80/20 by class once and for ever: the run's seed does not move it.
     `test` of a folder set is `<root>/val`, else `<root>/test`. A `train` folder that holds images
     and no class folders is an unlabelled set: labels -1, no classes.
 
-    Raises UserError on an unknown name, a missing or wrongly laid out folder, a bad subset.
+    Raises UserError on an unknown name, a missing or wrongly laid out folder, a bad list or subset.
     """
     check_dataset(dataset)
     if split not in SPLITS:
-        raise UserError(f"unknown split: {split}. Allowed: train, test. Set split=train.")
-    if dataset == "digits":
-        images = _digits(split)
+        raise UserError(f"unknown split: {split}. Allowed: {', '.join(SPLITS)}. Set split=train.")
+    if file_list is not None and (
+        split == "test" or (format != "h5" and dataset not in FOLDER_SETS)
+    ):
+        raise UserError(
+            f"a file list cannot choose images of {dataset} {split}: {file_list}. It names "
+            f"training images of {', '.join(FOLDER_SETS)} or of h5 files. Set data.file_list=null."
+        )
+    images: ImageSet
+    if format == "h5":
+        from solo_minent.data.h5 import h5_split
+
+        images = h5_split(dataset, root, split, file_list)
+    elif dataset == "digits":
+        images = _digits("test" if split == "test" else "train")
+    elif dataset == "stl10":
+        images = _stl10(root, split)
     elif dataset in FOLDER_SETS:
-        images = _folder(dataset, root, split)
+        images = folder_split(dataset, root, split, file_list)
     else:
-        images = _cifar(dataset, root, split)
+        images = _cifar(dataset, root, "test" if split == "test" else "train")
     if subset is None:
         return images
     return images.select(stratified_indices(images.targets, subset, seed, f"{dataset} {split}"))
 
 
-def num_classes(dataset: str, root: str | Path | None = None) -> int:
-    """Number of classes; 0 for an unlabelled folder."""
+def num_classes(dataset: str, root: str | Path | None = None, format: str = "image_folder") -> int:
+    """Number of classes; 0 for an unlabelled set. Reads class names alone, no image."""
     check_dataset(dataset)
-    known = {"digits": 10, "cifar10": 10, "cifar100": 100}
-    if dataset in known:
-        return known[dataset]
-    return len(_class_folders(_split_folder(dataset, root, "train")))
+    if dataset in _CLASSES:
+        return _CLASSES[dataset]
+    if format == "h5":
+        from solo_minent.data.h5 import h5_classes
+
+        return len(h5_classes(dataset, root))
+    return len(folder_classes(dataset, root))
 
 
 def check_dataset(dataset: str) -> None:
@@ -170,15 +164,60 @@ def _digits(split: str) -> ArrayImages:
         members = rng.permutation(np.flatnonzero(bunch.target == label))
         in_test[members[: round(0.2 * len(members))]] = True
     keep = in_test if split == "test" else ~in_test
-    return ArrayImages(images[keep], bunch.target[keep], [str(label) for label in range(10)])
+    classes = [str(label) for label in range(10)]
+    return ArrayImages(images[keep], bunch.target[keep], classes, f"digits {split}")
 
 
 def _cifar(dataset: str, root: str | Path | None, split: str) -> ArrayImages:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
-    get = f"python -c \"import torchvision; torchvision.datasets.{kind.__name__}('<folder>', "
-    fix = f'Give its folder: data.root=<folder>. To get it: {get}download=True)"'
+    place = _place(dataset, root, kind)
+    try:
+        data = kind(str(place), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise _damaged(dataset, place / kind.base_folder) from error
+    targets = np.asarray(data.targets)
+    return ArrayImages(data.data, targets, list(data.classes), f"{dataset} {split}")
+
+
+def _stl10(root: str | Path | None, split: str) -> MappedImages:
+    from torchvision.datasets import STL10
+
+    folder = _place("stl10", root, STL10) / STL10.base_folder
+    names = dict(STL10.test_list if split == "test" else STL10.train_list)
+    if split == "train":
+        names.pop("unlabeled_X.bin")
+    for name, md5 in names.items():
+        path = folder / name
+        if not path.is_file() or _md5(path, path.stat().st_size, path.stat().st_mtime_ns) != md5:
+            raise _damaged("stl10", path)
+    pixels = [folder / name for name in names if name.endswith("_X.bin")]
+    labels = next(folder / name for name in names if name.endswith("_y.bin"))
+    targets = np.fromfile(labels, dtype=np.uint8).astype(np.int64) - 1
+    total = sum(path.stat().st_size for path in pixels) // (3 * _STL10_SIZE[0] * _STL10_SIZE[1])
+    unlabelled = np.full(total - len(targets), UNLABELLED)
+    targets = np.concatenate([targets, unlabelled])
+    return MappedImages(pixels, _STL10_SIZE, targets, list(_STL10), f"stl10 {split}")
+
+
+# The unlabelled images are 2.7 GB: their sum is taken once in a process, not once for each loader.
+@functools.lru_cache(maxsize=16)
+def _md5(path: Path, size: int, modified: int) -> str:
+    from torchvision.datasets.utils import calculate_md5
+
+    return calculate_md5(str(path), chunk_size=1 << 20)
+
+
+def _place(dataset: str, root: str | Path | None, kind: Any) -> Path:
+    """The folder that holds a torchvision set's own folder, unpacked from its archive if need be.
+
+    kind: torchvision's class, for its `base_folder`, `filename` and `tgz_md5`.
+    """
+    fix = (
+        "Give its folder: data.root=<folder>. "
+        f"To get it: solo-minent prepare {dataset} --root <folder>"
+    )
     if root is None:
         raise UserError(f"{dataset} needs a folder: data.root is not set. {fix}")
     base = Path(root).expanduser()
@@ -187,23 +226,21 @@ def _cifar(dataset: str, root: str | Path | None, split: str) -> ArrayImages:
         places.append(base.parent)
     for place in places:
         if (place / kind.base_folder).is_dir():
-            break
+            return place
         if (place / kind.filename).is_file():
             _extract(place / kind.filename, kind.base_folder, kind.tgz_md5)
-            break
-    else:
-        looked = ", ".join(str(place / kind.base_folder) for place in places)
-        raise UserError(
-            f"{dataset} not found: {base}. Looked for {looked} and {kind.filename} there. {fix}"
-        )
-    try:
-        data = kind(str(place), train=split == "train", download=False)
-    except RuntimeError as error:
-        raise UserError(
-            f"{dataset} is damaged: {place / kind.base_folder}. A file is missing or its MD5 "
-            f"differs. {fix}"
-        ) from error
-    return ArrayImages(data.data, np.asarray(data.targets), list(data.classes))
+            return place
+    looked = ", ".join(str(place / kind.base_folder) for place in places)
+    raise UserError(
+        f"{dataset} not found: {base}. Looked for {looked} and {kind.filename} there. {fix}"
+    )
+
+
+def _damaged(dataset: str, path: Path) -> UserError:
+    return UserError(
+        f"{dataset} is damaged: {path}. A file is missing or its MD5 differs. Remove it and get it "
+        f"again: solo-minent prepare {dataset} --root <folder>"
+    )
 
 
 def _extract(archive: Path, folder: str, md5: str) -> None:
@@ -227,78 +264,3 @@ def _extract(archive: Path, folder: str, md5: str) -> None:
             f"cannot unpack {archive}: {error}. Its folder must be writable. "
             f"Unpack it yourself: tar -xzf {archive}"
         ) from error
-
-
-def _folder(dataset: str, root: str | Path | None, split: str) -> FileImages:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    train = _split_folder(dataset, root, "train")
-    classes = _class_folders(train)
-    folder = train if split == "train" else _split_folder(dataset, root, "test")
-    if not classes:
-        loose = _loose_images(folder)
-        if not loose:
-            raise UserError(f"no images: {folder}. {_layout(train.parent)}")
-        return FileImages(loose, np.full(len(loose), UNLABELLED), [])
-    present = _class_folders(folder)
-    strangers = sorted(set(present) - set(classes))
-    if strangers:
-        raise UserError(
-            f"class folders without training images: {', '.join(strangers[:5])} in {folder}. "
-            f"The classes are those of {train}. Rename or remove them."
-        )
-    if not present:
-        raise UserError(f"no class folders: {folder}. {_layout(train.parent)}")
-    for name in present:
-        if not make_dataset(str(folder), {name: 0}, IMG_EXTENSIONS, allow_empty=True):
-            raise UserError(
-                f"a class folder has no images: {folder / name}. Images end in "
-                f"{', '.join(IMG_EXTENSIONS)}. Fill or remove it."
-            )
-    index = {name: label for label, name in enumerate(classes) if name in present}
-    samples = make_dataset(str(folder), index, IMG_EXTENSIONS)
-    return FileImages([path for path, _ in samples], np.array([y for _, y in samples]), classes)
-
-
-def _split_folder(dataset: str, root: str | Path | None, split: str) -> Path:
-    if root is None:
-        raise UserError(
-            f"{dataset} needs a folder: data.root is not set. It holds train/<class>/*.jpg and "
-            "val/<class>/*.jpg. Give it: data.root=<folder>"
-        )
-    base = Path(root).expanduser()
-    if not base.is_dir():
-        raise UserError(f"no such folder: {base}. {_layout(base)} Give it: data.root=<folder>")
-    names = ("train",) if split == "train" else ("val", "test")
-    for name in names:
-        if (base / name).is_dir():
-            return base / name
-    found = ", ".join(sorted(child.name for child in base.iterdir())[:6]) or "nothing"
-    raise UserError(
-        f"no {' or '.join(names)} folder in {base}: it holds {found}. {_layout(base)} "
-        "Give the folder above: data.root=<folder>"
-    )
-
-
-def _class_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if names and (loose := _loose_images(folder)):
-        raise UserError(
-            f"images beside class folders: {loose[0]}. {_layout(folder.parent)} Or no class "
-            "folders at all for an unlabelled set. Move the images into class folders."
-        )
-    return names
-
-
-def _loose_images(folder: Path) -> list[str]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return sorted(
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.is_file() and entry.name.lower().endswith(IMG_EXTENSIONS)
-    )
-
-
-def _layout(base: Path) -> str:
-    return f"Expected {base}/train/<class>/*.jpg and {base}/val/<class>/*.jpg."

@@ -1,21 +1,25 @@
-"""Augmentations from solo-learn's YAML keys, executed by torchvision on PIL images.
+"""Views of PIL images, made by torchvision.
 
 Every random draw comes from PyTorch's generator: whoever seeds it fixes the view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from solo_minent.data import augmentations as ops
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from solo_minent.config import DataConfig
+    from solo_minent.data.augmentations import Operation, View
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # (mean, std) of each channel in [0, 1]. CIFAR, STL-10, Tiny-ImageNet: MinEnt's constants.
@@ -31,32 +35,18 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "custom": _IMAGENET,
 }
 
-DEFAULT_ORDER = (
-    "affine",
-    "rrc",
-    "horizontal_flip",
-    "color_jitter",
-    "grayscale",
-    "gaussian_blur",
-    "solarization",
-    "equalization",
-)
-# Keys of each operation besides `enabled`. An operation with `prob` must say it.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "affine": ("degrees", "translate", "scale", "shear"),
-    "rrc": ("crop_min_scale", "crop_max_scale", "interpolation"),
-    "horizontal_flip": ("prob",),
-    "color_jitter": ("prob", "brightness", "contrast", "saturation", "hue"),
-    "grayscale": ("prob",),
-    "gaussian_blur": ("prob", "radius"),
-    "solarization": ("prob",),
-    "equalization": ("prob",),
-}
-_TOP_KEYS = ("crop_size", "num_crops", "order")
+
+def normalization(data: DataConfig) -> tuple[Sequence[float], Sequence[float]]:
+    """(mean, std) of a run: its own, or its data set's."""
+    mean, std = NORMALIZATION.get(data.dataset, NORMALIZATION["custom"])
+    return (
+        data.mean if data.mean is not None else mean,
+        data.std if data.std is not None else std,
+    )
 
 
 class GaussianBlur:
-    """PIL's Gaussian blur with a radius drawn from U[low, high] (BYOL's range is [0.1, 2])."""
+    """PIL's Gaussian blur with a radius drawn from U[low, high]."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
@@ -108,7 +98,7 @@ class ToNormalizedTensor:
 
 
 class MultiView:
-    """Image -> list of views: `num_crops` of each transform, in their order."""
+    """Image -> list of views: `count` of each transform, in their order."""
 
     def __init__(self, transforms: Sequence[tuple[Callable[[Image], Tensor], int]]) -> None:
         self.transforms = list(transforms)
@@ -117,63 +107,18 @@ class MultiView:
         return [transform(image) for transform, count in self.transforms for _ in range(count)]
 
 
-def build_view_transform(
-    aug: Mapping[str, Any], image_size: int, mean: Sequence[float], std: Sequence[float]
+def view_transform(
+    view: View, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Image], Tensor]:
-    """One entry of `augmentations` as a function: RGB PIL image -> float32 (3, S, S).
-
-    aug: solo-learn's keys (`rrc`, `color_jitter`, `grayscale`, `gaussian_blur`, `solarization`,
-        `equalization`, `horizontal_flip`, `crop_size`, `num_crops`) and ours (`affine`,
-        `rrc.interpolation`, `gaussian_blur.radius`, `order`). An operation that is absent, not
-        `enabled`, or of `prob` 0 does nothing. `order` is a permutation of the enabled ones,
-        `DEFAULT_ORDER` without it. `rrc.interpolation` is bicubic by default; without `rrc` the
-        image is first resized to S (short side, then the centre), bilinear by default.
-    image_size: S where the entry has no `crop_size`.
-
-    Raises UserError on an unknown key, a value out of range, an order that does not fit.
-    """
+    """RGB PIL image -> float32 (3, S, S), one view."""
     from torchvision import transforms as tv
 
-    steps = []
-    ops = _operations(aug)
-    size = crop_size(aug, image_size)
-    # Without a crop the resize is that of `eval_transform` for digits, so that the two agree.
-    default = "bicubic" if "rrc" in ops else "bilinear"
-    interpolation = _interpolation(_section(aug, "rrc").get("interpolation", default))
-    if "rrc" not in ops:
-        steps.append(_resize(size, interpolation))
-    for name in _order(aug, ops):
-        if name == "rrc":
-            steps.append(
-                tv.RandomResizedCrop(size, _crop_scale(ops[name]), interpolation=interpolation)
-            )
-        else:
-            steps.append(_BUILDERS[name](ops[name]))
-    return tv.Compose([*steps, ToNormalizedTensor(mean, std)])
+    return tv.Compose([*map(_torchvision, view.operations), ToNormalizedTensor(mean, std)])
 
 
-def build_multi_view(
-    augmentations: Sequence[Mapping[str, Any]],
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> MultiView:
-    """All entries of `augmentations`, large crops first (see `crop_counts`)."""
-    large, small = _split_by_size(augmentations, image_size)
-    return MultiView(
-        [(build_view_transform(a, image_size, mean, std), num_crops(a)) for a in large + small]
-    )
-
-
-def crop_counts(
-    augmentations: Sequence[Mapping[str, Any]], image_size: int | None = None
-) -> tuple[int, int]:
-    """(number of large crops, number of small crops) of one image.
-
-    As in solo-learn an entry is large if its crop_size equals that of the first entry.
-    """
-    large, small = _split_by_size(augmentations, image_size)
-    return sum(map(num_crops, large)), sum(map(num_crops, small))
+def multi_view(views: Sequence[View], mean: Sequence[float], std: Sequence[float]) -> MultiView:
+    """RGB PIL image -> all of its views."""
+    return MultiView([(view_transform(view, mean, std), view.count) for view in views])
 
 
 def eval_transform(
@@ -181,17 +126,18 @@ def eval_transform(
 ) -> Callable[[Image], Tensor]:
     """The deterministic test transform: RGB PIL image -> float32 (3, image_size, image_size).
 
-    digits: bilinear resize; CIFAR and Tiny-ImageNet: bicubic resize if the size differs; folders of
-    photographs: bicubic resize of the short side to image_size * 256 / 224, then centre crop.
+    digits: bilinear resize; CIFAR and Tiny-ImageNet: bicubic resize if the size differs; STL-10:
+    bicubic resize of the short side to image_size * 70 / 64 (MinEnt), then centre crop; folders of
+    photographs: the same to image_size * 256 / 224.
     """
     from torchvision import transforms as tv
 
     if dataset == "digits":
-        steps = [_resize(image_size, tv.InterpolationMode.BILINEAR)]
+        steps = [_resize(image_size, "bilinear")]
     elif dataset in ("cifar10", "cifar100", "tiny_imagenet"):
-        steps = [_resize(image_size, tv.InterpolationMode.BICUBIC)]
+        steps = [_resize(image_size, "bicubic")]
     else:
-        short = int(image_size * 256 / 224)
+        short = int(image_size * (70 / 64 if dataset == "stl10" else 256 / 224))
         steps = [
             tv.Resize(short, interpolation=tv.InterpolationMode.BICUBIC),
             tv.CenterCrop(image_size),
@@ -199,200 +145,38 @@ def eval_transform(
     return tv.Compose([*steps, ToNormalizedTensor(mean, std)])
 
 
-def crop_size(aug: Mapping[str, Any], image_size: int | None) -> int:
-    """The side of the views of one entry, in pixels."""
-    size = aug.get("crop_size")
-    return _positive("crop_size", image_size if size is None else size)
-
-
-def num_crops(aug: Mapping[str, Any]) -> int:
-    """How many views one entry makes of an image (default 1)."""
-    return _positive("num_crops", aug.get("num_crops", 1))
-
-
-def _split_by_size(
-    augmentations: Sequence[Mapping[str, Any]], image_size: int | None
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    if not isinstance(augmentations, Sequence) or not len(augmentations):
-        raise UserError(
-            f"augmentations must be a list of at least one entry: {augmentations!r}. Each entry "
-            "describes a kind of view. See the recipes."
-        )
-    for aug in augmentations:
-        if not isinstance(aug, Mapping):
-            raise UserError(f"an augmentation must be a mapping: {aug!r}. See the recipes.")
-    sizes = [aug.get("crop_size") or image_size for aug in augmentations]
-    pairs = list(zip(augmentations, sizes, strict=True))
-    return (
-        [aug for aug, size in pairs if size == sizes[0]],
-        [aug for aug, size in pairs if size != sizes[0]],
-    )
-
-
-def _section(aug: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = aug.get(name)
-    return {} if section is None else section
-
-
-def _operations(aug: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The operations that act, after checking every key of the entry."""
-    if unknown := [key for key in aug if key not in (*_KEYS, *_TOP_KEYS)]:
-        raise UserError(
-            f"unknown augmentation: {', '.join(map(str, unknown))}. "
-            f"Allowed: {', '.join((*_KEYS, *_TOP_KEYS))}. Correct augmentations."
-        )
-    num_crops(aug)
-    ops = {}
-    for name, keys in _KEYS.items():
-        section = _section(aug, name)
-        if not isinstance(section, Mapping):
-            raise UserError(f"{name} must be a mapping: {section!r}. Correct augmentations.{name}.")
-        if unknown := [key for key in section if key not in (*keys, "enabled")]:
-            raise UserError(
-                f"unknown key of {name}: {', '.join(map(str, unknown))}. "
-                f"Allowed: {', '.join(('enabled', *keys))}. Correct augmentations.{name}."
-            )
-        enabled = section.get("enabled", bool(section))
-        if not isinstance(enabled, bool):
-            raise UserError(f"{name}.enabled must be true or false: {enabled!r}. Correct it.")
-        if "prob" in section:
-            prob = _number(f"{name}.prob", section["prob"], 0, 1)
-        elif enabled and "prob" in keys:
-            raise UserError(f"{name} is enabled without a probability: prob. Set {name}.prob.")
-        else:
-            prob = 1.0
-        if enabled and prob > 0:
-            ops[name] = section
-    return ops
-
-
-def _order(aug: Mapping[str, Any], ops: Mapping[str, Any]) -> list[str]:
-    order = aug.get("order")
-    if order is None:
-        return [name for name in DEFAULT_ORDER if name in ops]
-    if isinstance(order, str) or not isinstance(order, Sequence):
-        raise UserError(f"order must be a list: {order!r}. Set order: [rrc, horizontal_flip].")
-    # An operation switched off by `prob: 0` may stay in the list.
-    listed = {name for name in _KEYS if _section(aug, name).get("enabled", name in aug)}
-    if not set(ops) <= set(order) <= listed or len(set(order)) != len(order):
-        raise UserError(
-            f"order does not name each enabled operation once: [{', '.join(map(str, order))}]. "
-            f"Enabled: {', '.join(ops) or 'none'}. Correct augmentations.order."
-        )
-    return [name for name in order if name in ops]
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    number = not isinstance(value, bool) and isinstance(value, (int, float))
-    if not number or not low <= value <= high:
-        raise UserError(
-            f"{name} is out of range: {value!r}. Allowed: {low} to {high}. Correct augmentations."
-        )
-    return float(value)
-
-
-def _pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise UserError(f"{name} must be two numbers: {value!r}. Correct augmentations.")
-    a, b = (_number(name, v, low, high) for v in value)
-    if a > b:
-        raise UserError(f"{name} must rise: [{a}, {b}]. Correct augmentations.")
-    return a, b
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a positive number: {value!r}. Correct augmentations.")
-    return value
-
-
-def _crop_scale(rrc: Mapping[str, Any]) -> tuple[float, float]:
-    low = _number("rrc.crop_min_scale", rrc.get("crop_min_scale", 0.08), 0, 1)
-    high = _number("rrc.crop_max_scale", rrc.get("crop_max_scale", 1.0), 0, 1)
-    if not 0 < low <= high:
-        raise UserError(
-            f"rrc crop scale out of range: [{low}, {high}]. Allowed: 0 < crop_min_scale <= "
-            "crop_max_scale <= 1 (shares of the area). Correct augmentations.rrc."
-        )
-    return low, high
-
-
-def _interpolation(name: str) -> Any:
-    from torchvision.transforms import InterpolationMode
-
-    modes = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-    if name not in modes:
-        raise UserError(
-            f"unknown interpolation: {name}. Allowed: bilinear, bicubic. Set rrc.interpolation."
-        )
-    return modes[name]
-
-
-def _resize(size: int, interpolation: Any) -> Any:
+def _resize(size: int, interpolation: str) -> Callable:
     """Square of `size`: short side resized, centre cut; nothing to do where it already fits."""
     from torchvision import transforms as tv
 
-    return tv.Compose([tv.Resize(size, interpolation=interpolation), tv.CenterCrop(size)])
+    mode = tv.InterpolationMode(interpolation)
+    return tv.Compose([tv.Resize(size, interpolation=mode), tv.CenterCrop(size)])
 
 
-def _applied(transform: Callable, section: Mapping[str, Any]) -> Callable:
+def _torchvision(operation: Operation) -> Callable:
+    """The operation as a callable on PIL images."""
     from torchvision import transforms as tv
 
-    return tv.RandomApply([transform], p=float(section["prob"]))
-
-
-def _affine(section: Mapping[str, Any]) -> Callable:
-    from torchvision import transforms as tv
-
-    def span(key: str, limit: float) -> tuple[float, float]:
-        value = section.get(key, 0)
-        if isinstance(value, Sequence):
-            return _pair(f"affine.{key}", value, -limit, limit)
-        bound = _number(f"affine.{key}", value, 0, limit)
-        return -bound, bound
-
-    translate = section.get("translate", 0)
-    if not isinstance(translate, Sequence):
-        translate = [translate, translate]
-    if len(translate) != 2:
-        raise UserError(f"affine.translate must be two shares: {translate!r}. Correct it.")
-    scale = _pair("affine.scale", section.get("scale", [1, 1]), 0.01, 100)
-    return tv.RandomAffine(
-        degrees=span("degrees", 180),
-        translate=tuple(_number("affine.translate", t, 0, 1) for t in translate),
-        scale=scale,
-        shear=span("shear", 89),
-        interpolation=tv.InterpolationMode.BILINEAR,
-    )
-
-
-def _with_prob(name: str, section: Mapping[str, Any]) -> Callable:
-    from torchvision import transforms as tv
-
-    return getattr(tv, name)(p=float(section["prob"]))
-
-
-def _color_jitter(section: Mapping[str, Any]) -> Callable:
-    from torchvision import transforms as tv
-
-    strengths = {
-        key: _number(f"color_jitter.{key}", section.get(key, 0), 0, 0.5 if key == "hue" else 100)
-        for key in ("brightness", "contrast", "saturation", "hue")
-    }
-    return _applied(tv.ColorJitter(**strengths), section)
-
-
-def _gaussian_blur(section: Mapping[str, Any]) -> Callable:
-    low, high = _pair("gaussian_blur.radius", section.get("radius", [0.1, 2.0]), 0, 1000)
-    return _applied(GaussianBlur(low, high), section)
-
-
-_BUILDERS: dict[str, Callable[[Mapping[str, Any]], Callable]] = {
-    "affine": _affine,
-    "horizontal_flip": lambda section: _with_prob("RandomHorizontalFlip", section),
-    "color_jitter": _color_jitter,
-    "grayscale": lambda section: _with_prob("RandomGrayscale", section),
-    "gaussian_blur": _gaussian_blur,
-    "solarization": lambda section: _applied(Solarize(), section),
-    "equalization": lambda section: _applied(Equalize(), section),
-}
+    match operation:
+        case ops.Affine(degrees, translate, scale, shear):
+            bilinear = tv.InterpolationMode.BILINEAR
+            return tv.RandomAffine(degrees, translate, scale, shear, bilinear)
+        case ops.Resize(size, interpolation):
+            return _resize(size, interpolation)
+        case ops.RandomResizedCrop(size, scale, interpolation, ratio):
+            mode = tv.InterpolationMode(interpolation)
+            return tv.RandomResizedCrop(size, scale, ratio, interpolation=mode)
+        case ops.HorizontalFlip(prob):
+            return tv.RandomHorizontalFlip(prob)
+        case ops.ColorJitter(prob, brightness, contrast, saturation, hue):
+            jitter = tv.ColorJitter(brightness, contrast, saturation, hue)
+            return tv.RandomApply([jitter], prob)
+        case ops.Grayscale(prob):
+            return tv.RandomGrayscale(prob)
+        case ops.GaussianBlur(prob, radius):
+            return tv.RandomApply([GaussianBlur(*radius)], prob)
+        case ops.Solarization(prob):
+            return tv.RandomApply([Solarize()], prob)
+        case ops.Equalization(prob):
+            return tv.RandomApply([Equalize()], prob)
+    raise TypeError(f"no such operation: {operation}")

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from solo_minent.errors import UserError
@@ -24,9 +25,11 @@ class MethodModule:
 
     Attributes:
         method_class: the method as it was written, without a host.
+        partly_labelled: training images may have no label (target -1).
     """
 
     method_class: ClassVar[type[SSLMethod]]
+    partly_labelled: bool = False
     lr_factor: Callable[[int], float] | None = None
 
     def _finish(
@@ -74,6 +77,21 @@ class MethodModule:
         self.log_dict(logged, on_epoch=True, sync_dist=True)
         class_loss = out["loss"]
         return terms["loss"].to(class_loss.dtype) + class_loss
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+        """solo-learn's; loss and accuracy are over the images with a label, 0 if there are none.
+
+        solo-learn's loss is not a number then, and it counts an image without a label as wrong.
+        """
+        out = super()._base_shared_step(X, targets)
+        if self.partly_labelled and self.training:
+            labelled = targets >= 0
+            count = labelled.sum().clamp(min=1)
+            losses = F.cross_entropy(out["logits"], targets.clamp(min=0), reduction="none")
+            out["loss"] = (losses * labelled).sum() / count
+            for name in ("acc1", "acc5"):
+                out[name] = out[name] * len(targets) / count
+        return out
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Moves the teacher if the optimiser has made a step (not while gradients accumulate)."""

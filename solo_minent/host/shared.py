@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -116,6 +117,41 @@ def augmentations(config: Any) -> list[DictConfig]:
         pipeline.setdefault("num_crops", 1)
         pipeline.crop_size = pipeline.get("crop_size") or config.data.image_size
     return list(pipelines)
+
+
+def dali_device(config: Any) -> str:
+    """Where solo-learn's DALI pipeline runs: gpu or cpu."""
+    if config.dali.device != "auto":
+        return config.dali.device
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+# What solo-learn's own transforms do where our schema leaves a choice.
+_FIXED = {"order": None, "affine": None, "rrc.interpolation": "bicubic"} | {
+    "gaussian_blur.radius": [0.1, 2.0]
+}
+
+
+def check_augmentations(config: Any) -> None:
+    """Checks that solo-learn's own transforms can make the views of a run.
+
+    Raises:
+        UserError: what they cannot.
+    """
+    if config.late_epoch is not None:
+        raise UserError(
+            f"late_augmentations are not in solo-learn: late_epoch={config.late_epoch}. Its "
+            "transforms are those of the whole run. Set dali.pipeline=own."
+        )
+    for pipeline in augmentations(config):
+        for key, only in _FIXED.items():
+            value = OmegaConf.select(pipeline, key)
+            if value is not None and value != only:
+                raise UserError(
+                    f"augmentation is not in solo-learn: {key}={value}. Its transforms have a "
+                    "fixed order, no affine map, bicubic crops and blur radii in [0.1, 2]. "
+                    "Set dali.pipeline=own."
+                )
 
 
 def crop_counts(pipelines: Sequence[DictConfig]) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from solo.data import classification_dataloader, pretrain_dataloader
 
@@ -30,6 +29,7 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
         UserError: no such folder, or DALI is missing.
     """
     root = shared.data_root(config)
+    shared.check_augmentations(config)
     pipelines = [_complete(config, pipeline) for pipeline in shared.augmentations(config)]
     val_loader = shared.val_loader(config, root, classification_dataloader.prepare_dataloaders)
     if config.data.format == "dali":
@@ -51,7 +51,7 @@ def _dali_data(config: RunConfig, train_path: Any, pipelines: list[DictConfig]) 
     except ImportError as error:
         raise UserError(shared.DALI_MISSING) from error
 
-    device = "gpu" if torch.cuda.is_available() else "cpu"
+    device = shared.dali_device(config)
     num_large, num_small = shared.crop_counts(pipelines)
     return dali_dataloader.PretrainDALIDataModule(
         dataset="custom",

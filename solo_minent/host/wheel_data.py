@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from solo.utils import classification_dataloader, pretrain_dataloader
 
@@ -55,6 +54,7 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
         UserError: no such folder, DALI is missing, or an augmentation that 1.0.2 does not have.
     """
     root = shared.data_root(config)
+    shared.check_augmentations(config)
     pipelines = shared.augmentations(config)
     keywords = [_transform_keywords(config, pipeline) for pipeline in pipelines]
     num_crops = [pipeline.num_crops for pipeline in pipelines]
@@ -94,7 +94,7 @@ def dali_data(
     data.batch_size = config.optimizer.batch_size
     data.num_large_crops, data.num_small_crops = shared.crop_counts(shared.augmentations(config))
     data.extra_args = {
-        "dali_device": "gpu" if torch.cuda.is_available() else "cpu",
+        "dali_device": shared.dali_device(config),
         "unique_augs": len(keywords),
         "transform_kwargs": keywords if len(keywords) > 1 else keywords[0],
         "num_crops_per_aug": num_crops,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets as tv
 
-from solo_minent.data.datasets import load_split, num_classes, stratified_indices
+from solo_minent.data import datasets
+from solo_minent.data.datasets import DATASETS, load_split, num_classes, stratified_indices
 from solo_minent.errors import UserError
 
 
@@ -38,6 +40,27 @@ def fake_cifar(tmp_path, monkeypatch):
     meta = {"filename": name, "key": "label_names", "md5": md5}
     monkeypatch.setattr(tv.CIFAR10, "meta", meta)
     return tmp_path
+
+
+@pytest.fixture
+def fake_stl10(tmp_path, monkeypatch):
+    """STL-10 in miniature: 20 labelled, 30 unlabelled and 10 test images in the real layout."""
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    pixels, sums = {}, {}
+    for name, count in (("train", 20), ("unlabeled", 30), ("test", 10)):
+        pixels[name] = rng.randint(0, 256, (count, 96, 96, 3)).astype(np.uint8)
+        content = {f"{name}_X.bin": pixels[name].transpose(0, 3, 2, 1).tobytes()}
+        if name != "unlabeled":
+            content[f"{name}_y.bin"] = bytes(1 + index % 10 for index in range(count))
+        for file, raw in content.items():
+            (folder / file).write_bytes(raw)
+            sums[file] = hashlib.md5(raw).hexdigest()
+    for kind in ("train_list", "test_list"):
+        real = getattr(tv.STL10, kind)
+        monkeypatch.setattr(tv.STL10, kind, [[name, sums[name]] for name, _ in real])
+    return tmp_path, pixels
 
 
 def test_digits_are_scikit_learns_split_once_by_class():
@@ -93,7 +116,9 @@ def test_unknown_names():
 
 
 def test_num_classes(image_folder):
-    assert [num_classes(name) for name in ("digits", "cifar10", "cifar100")] == [10, 10, 100]
+    names = ("digits", "cifar10", "cifar100", "stl10")
+    assert [num_classes(name) for name in names] == [10, 10, 100, 10]
+    assert set(names) < set(DATASETS) and len(DATASETS) == 8
     assert num_classes("custom", image_folder(train__cat=1, train__dog=1)) == 2
 
 
@@ -127,13 +152,97 @@ def test_cifar_missing_or_damaged_says_where_and_how(fake_cifar, tmp_path):
     with pytest.raises(UserError, match="data.root") as caught:
         load_split("cifar10", empty, "train")
     assert str(empty / "cifar-10-batches-py") in str(caught.value)
-    assert "torchvision.datasets.CIFAR10" in str(caught.value)
+    assert "solo-minent prepare cifar10 --root" in str(caught.value)
     assert not list(empty.iterdir())
     with pytest.raises(UserError, match="data.root is not set"):
         load_split("cifar100", None, "train")
     (fake_cifar / "cifar-10-batches-py" / "test_batch").write_bytes(b"cut short")
     with pytest.raises(UserError, match="damaged"):
         load_split("cifar10", fake_cifar, "train")
+
+
+def test_stl10_adds_its_unlabelled_images_to_pretraining(fake_stl10):
+    root, pixels = fake_stl10
+    sets = {split: load_split("stl10", root, split) for split in ("pretrain", "train", "test")}
+    assert {split: len(images) for split, images in sets.items()} == {
+        "pretrain": 50,
+        "train": 20,
+        "test": 10,
+    }
+    labels = list(range(10))
+    assert sets["train"].targets.tolist() == labels * 2
+    assert sets["pretrain"].targets.tolist() == labels * 2 + [-1] * 30
+    assert sets["test"].targets.tolist() == labels
+    assert sets["test"].classes == sets["pretrain"].classes
+    assert sets["test"].classes[0] == "airplane" and len(sets["test"].classes) == 10
+    image, label = sets["pretrain"][27]
+    assert (image.mode, image.size, label) == ("RGB", (96, 96), -1)
+    assert np.array_equal(np.asarray(image), pixels["unlabeled"][7])
+    assert np.array_equal(np.asarray(sets["test"][3][0]), pixels["test"][3])
+    theirs = tv.STL10(str(root), split="train+unlabeled")
+    for index in (0, 13, 49):
+        ours, (image, label) = sets["pretrain"][index], theirs[index]
+        assert np.array_equal(np.asarray(ours[0]), np.asarray(image)) and ours[1] == label
+    assert sets["pretrain"].name_of(3) == "image 3 of stl10 pretrain"
+
+
+def test_subset_of_a_partly_labelled_set_keeps_the_shares(fake_stl10):
+    subset = load_split("stl10", fake_stl10[0], "pretrain", subset=25, seed=1)
+    assert np.bincount(subset.targets + 1).tolist() == [15] + [1] * 10
+    image, label = subset[24]
+    assert label == -1 and any(
+        np.array_equal(np.asarray(image), other) for other in fake_stl10[1]["unlabeled"]
+    )
+
+
+def test_stl10_damage_is_found_in_the_files_of_the_split(fake_stl10, monkeypatch):
+    root, file = fake_stl10[0], fake_stl10[0] / "stl10_binary" / "unlabeled_X.bin"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1])
+    with pytest.raises(UserError, match=r"stl10 is damaged: .*unlabeled_X\.bin") as caught:
+        load_split("stl10", root, "pretrain")
+    assert "solo-minent prepare stl10" in str(caught.value)
+    assert len(load_split("stl10", root, "train")) == 20
+    file.write_bytes(raw)
+    assert len(load_split("stl10", root, "pretrain")) == 50
+    (root / "stl10_binary" / "test_y.bin").unlink()
+    with pytest.raises(UserError, match=r"damaged: .*test_y\.bin"):
+        load_split("stl10", root, "test")
+
+
+def test_stl10_is_summed_up_once_in_a_process(fake_stl10, monkeypatch):
+    from torchvision.datasets import utils
+
+    calls, real = [], utils.calculate_md5
+    monkeypatch.setattr(
+        utils, "calculate_md5", lambda path, **kw: calls.append(path) or real(path, **kw)
+    )
+    datasets._md5.cache_clear()
+    for split in ("pretrain", "train", "pretrain"):
+        load_split("stl10", fake_stl10[0], split)
+    assert len(calls) == len(set(calls)) == 3
+
+
+def test_stl10_archive_is_unpacked(fake_stl10, monkeypatch):
+    root = fake_stl10[0]
+    folder, archive = root / "stl10_binary", root / "stl10_binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(tv.STL10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert len(load_split("stl10", root, "pretrain")) == 50
+    shutil.rmtree(folder)
+    monkeypatch.setattr(tv.STL10, "tgz_md5", "0" * 32)
+    with pytest.raises(UserError, match="archive is damaged"):
+        load_split("stl10", root, "train")
+
+
+def test_pretrain_is_train_where_all_is_labelled(fake_cifar, image_folder):
+    folder = image_folder(train__a=2, train__b=1)
+    for dataset, root in (("digits", None), ("cifar10", fake_cifar), ("custom", folder)):
+        pretrain, train = (load_split(dataset, root, split) for split in ("pretrain", "train"))
+        assert pretrain.targets.tolist() == train.targets.tolist()
+        assert np.array_equal(np.asarray(pretrain[1][0]), np.asarray(train[1][0]))
 
 
 def test_folder_with_val_and_classes_of_train(image_folder):
