@@ -27,7 +27,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["solo_minent", "solo_minent.*"]),
-    package_data={"solo_minent": ["recipes/*/*.yaml", "data/class_lists/*.txt"]},
+    package_data={"solo_minent": ["recipes/**/*.yaml", "data/class_lists/*.txt"]},
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.4",

@@ -94,8 +94,9 @@ def _quiet_pipe() -> Iterator[None]:
 
 
 def _say(text: str, file: TextIO | None = None) -> None:
-    """Prints once for all processes of a machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """Prints once for all processes of a run, started by Lightning, torchrun or Slurm."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if all(rank == "0" for rank in ranks):
         print(text, file=file)
 
 

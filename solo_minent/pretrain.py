@@ -67,6 +67,7 @@ def pretrain(config: RunConfig) -> Path:
         return run_dir
     pl.seed_everything(config.seed, workers=True, verbose=False)
     accelerator = _accelerator(config)
+    _check_processes(config)
     host.register(available()[config.method])
     images = pretrain_images(config)
     loaders = _eval_loaders(config) if images.classes else None
@@ -83,7 +84,7 @@ def pretrain(config: RunConfig) -> Path:
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if accelerator == "cpu":
-        _share_cores(config, num_workers(config))
+        _share_cores(config, 0 if config.data.format == "device" else num_workers(config))
     interactive = sys.stderr.isatty()
     with quiet_lightning():
         trainer = pl.Trainer(
@@ -206,26 +207,59 @@ def _steps_per_epoch(config: RunConfig, images: int) -> int:
 
 
 def _accelerator(config: RunConfig) -> str:
-    """gpu or cpu.
-
-    Raises:
-        UserError: this machine has no GPU, or fewer than the run wants.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.accelerator == "cpu" or (config.accelerator == "auto" and not gpus):
-        return "cpu"
-    if not gpus:
+    if config.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"accelerator is not there: {config.accelerator}. PyTorch sees no GPU on this machine. "
             "Set accelerator=cpu, or see solo-minent doctor."
         )
-    if config.devices > gpus:
-        batch = config.optimizer.batch_size * config.devices // gpus
+    return config.accelerator
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Checks that the processes of the run are there, or can be started.
+
+    Raises:
+        UserError: fewer GPUs than `devices`, several nodes without a launcher, or a launcher that
+            started another number of processes.
+    """
+    wanted = config.devices * config.num_nodes
+    launched = _launched_processes()
+    if launched is not None and launched != wanted:
         raise UserError(
-            f"devices are not there: {config.devices}. PyTorch sees {gpus} on this machine. "
-            f"Set devices={gpus} optimizer.batch_size={batch} for the same global batch."
+            f"processes do not fit: {launched} were started, devices={config.devices} and "
+            f"num_nodes={config.num_nodes} make {wanted}. Each process is one device. Start as "
+            "many (scripts/torchrun.sh, scripts/slurm/pretrain.sbatch), or set devices, num_nodes."
         )
-    return "gpu"
+    # NODE_RANK: Lightning's own way, the same command by hand on every node.
+    if launched is None and config.num_nodes > 1 and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"other nodes are not there: num_nodes={config.num_nodes}. Slurm or torchrun starts "
+            "the run on each of them: scripts/slurm/pretrain.sbatch, scripts/torchrun.sh. On one "
+            f"machine set num_nodes=1 {_same_batch(config, config.devices)}."
+        )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.accelerator != "cpu" and config.devices > max(gpus, 1):
+        raise UserError(
+            f"devices are not there: {config.devices}. PyTorch sees {gpus} GPUs on this machine. "
+            f"Set devices={max(gpus, 1)} {_same_batch(config, max(gpus, 1) * config.num_nodes)}."
+        )
+
+
+def _launched_processes() -> int | None:
+    """How many processes torchrun or srun started; None where Lightning starts them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_NTASKS" in os.environ and not interactive:
+        return int(os.environ["SLURM_NTASKS"])
+    return None
+
+
+def _same_batch(config: RunConfig, processes: int) -> str:
+    batch = config.optimizer.batch_size * config.devices * config.num_nodes / processes
+    return f"optimizer.batch_size={math.ceil(batch)} for the same global batch"
 
 
 def _share_cores(config: RunConfig, workers: int) -> None:

@@ -29,7 +29,8 @@ def lr_factor(
     by `gamma` at each of `lr_decay_epochs`, where a negative epoch counts from the end (MinEnt) and
     is left out in a run too short to have it.
     With `interval: epoch` the rate changes between epochs only (CorInfoMax). `restart_epoch` starts
-    a second warm-up and cosine with `restart_lr` as its peak (TWIST's self-labelling stage).
+    a second warm-up and cosine with `restart_lr` as its peak; its lowest rate is the same share of
+    that peak (TWIST's self-labelling stage).
 
     Args:
         scheduler: rates in it are absolute, as `lr` is.
@@ -54,9 +55,9 @@ def lr_factor(
     def rate(point: int) -> float:
         if point >= restart:
             second = round(scheduler.restart_warmup_epochs * unit)
-            return _warmup_cosine(
-                point - restart, second, end - restart, 0.0, scheduler.restart_lr, scheduler.min_lr
-            )
+            peak = scheduler.restart_lr
+            low = scheduler.min_lr * peak / lr
+            return _warmup_cosine(point - restart, second, end - restart, 0.0, peak, low)
         if scheduler.name == "warmup_cosine":
             start = scheduler.warmup_start_lr
             stage_end = min(restart, end)

@@ -108,3 +108,11 @@ def test_cosine_stays_at_its_end():
 def test_wrong_schedules_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         lr_factor(SchedulerConfig(**wrong), 1.0, 10, 10)
+
+
+def test_the_restart_ends_at_the_same_share_of_its_peak():
+    """TWIST on ImageNet: lr 4.0 falls to 4e-3, and 0.4 in the second stage to 4e-4."""
+    scheduler = SchedulerConfig(warmup_epochs=10, min_lr=4e-3, restart_epoch=800, restart_lr=0.4)
+    factor = lr_factor(scheduler, 4.0, steps_per_epoch=10, total_epochs=850)
+    assert 4.0 * factor(7999) == pytest.approx(4e-3, rel=1e-2)
+    assert 4.0 * factor(8499) == pytest.approx(4e-4, rel=1e-1)

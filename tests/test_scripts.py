@@ -1,41 +1,76 @@
 """The bash scripts: what they run composes, and what they refuse is one line."""
 
 import os
+import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from solo_minent.cli import _config, _parse
+from solo_minent.config import load_recipe, recipes
 from solo_minent.methods import available
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUNS = sorted(str(path.relative_to(SCRIPTS)) for path in SCRIPTS.glob("*/*.sh"))
 
 
-def bash(script, *arguments):
+def bash(script, *arguments, **environment):
     """Runs a script with `echo` in place of solo-minent."""
     command = ["bash", str(SCRIPTS / script), *arguments]
-    environment = {**os.environ, "SOLO_MINENT": "echo"}
+    environment = {**os.environ, "SOLO_MINENT": "echo", **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
-def commands(script, *arguments):
+def composed(line):
+    """(command, configuration) of a line `pretrain --recipe … key=value`."""
+    name, *rest = line.split()
+    return name, _config(_parse([name, *rest]))
+
+
+def commands(script, *arguments, **environment):
     """(command, configuration) of each line that a script would run."""
-    done = bash(script, *arguments)
+    done = bash(script, *arguments, **environment)
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        name, *rest = line.split()
-        yield name, _config(_parse([name, *rest]))
+    return [composed(line) for line in done.stdout.splitlines()]
+
+
+def test_every_recipe_has_a_script():
+    assert {f"{name}.sh" for name in recipes()} == {s for s in RUNS if not s.endswith("cpu.sh")}
 
 
 @pytest.mark.parametrize("script", [s for s in RUNS if not s.endswith("cpu.sh")])
-def test_a_script_pretrains_and_reports_its_recipe(script):
-    first, second = commands(script, "max_epochs=3")
-    assert (first[0], second[0]) == ("pretrain", "report")
-    config = first[1]
-    assert script == f"{config.data.dataset}/{config.method}.sh"
-    assert config.max_epochs == 3 and config == second[1]
+def test_a_script_pretrains_and_evaluates_its_recipe(script):
+    names, configs = zip(*commands(script, "max_epochs=900"), strict=True)
+    small = script.startswith(("digits/", "cifar10/", "cifar100/"))
+    assert names == ("pretrain", *(["report"] if small else ["linear", "knn"]))
+    assert script == f"{configs[0].data.dataset}/{_variant(configs[0])}.sh"
+    assert configs[0].max_epochs == 900 and all(config == configs[0] for config in configs)
+
+
+def _variant(config):
+    return config.method if config.name == "default" else f"{config.method}_{config.name}"
+
+
+def test_other_evaluations_can_be_asked_for():
+    asked = commands("imagenet/mec.sh", EVALUATE="knn report")
+    assert [name for name, _ in asked] == ["pretrain", "knn", "report"]
+    assert [name for name, _ in commands("digits/mec.sh", EVALUATE="")] == ["pretrain"]
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_a_script_names_hardware_and_source(script):
+    if script.startswith("digits/") or script.endswith("cpu.sh"):
+        assert "CPU" in (SCRIPTS / script).read_text()
+        return
+    text = (SCRIPTS / script).read_text()
+    config = load_recipe(script.removesuffix(".sh"))
+    gpus = f"{config.devices} GPUs" if config.devices > 1 else "one GPU"
+    nodes = f"{config.num_nodes} nodes of " if config.num_nodes > 1 else ""
+    assert f"Written for {nodes}{gpus}" in text and f"{config.optimizer.batch_size} images" in text
+    assert re.search(r"@ [0-9a-f]{7}\.\n", text)
 
 
 @pytest.mark.parametrize("method", available())
@@ -51,6 +86,9 @@ def test_the_cpu_run_composes_for_every_method(method):
     [
         ("run.sh", [], "error: recipe is missing"),
         ("cifar10/cpu.sh", [], "error: method is missing"),
+        ("torchrun.sh", [], "error: recipe is missing"),
+        ("slurm/pretrain.sbatch", [], "error: recipe is missing"),
+        ("slurm/pretrain.sbatch", ["digits/mec"], "error: Slurm is missing"),
         ("quickstart.sh", ["--method"], "error: method is unknown: none"),
         ("quickstart.sh", ["--method", "simclr"], "error: method is unknown: simclr"),
     ],
@@ -62,6 +100,85 @@ def test_bad_arguments_end_with_one_line(script, arguments, message):
 
 
 def test_every_script_is_executable_and_strict():
-    for path in SCRIPTS.rglob("*.sh"):
+    for path in [*SCRIPTS.rglob("*.sh"), *SCRIPTS.rglob("*.sbatch")]:
         assert os.access(path, os.X_OK), path
         assert "set -euo pipefail" in path.read_text(), path
+
+
+def test_torchrun_starts_what_the_run_expects():
+    node = {"GPUS": "8", "NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0"}
+    done = bash("torchrun.sh", "imagenet/mec", "seed=3", TORCHRUN="echo", **node)
+    options, _, command = done.stdout.partition(" -m solo_minent ")
+    name, config = composed(command)
+    assert (name, config.devices, config.num_nodes, config.seed) == ("pretrain", 8, 2, 3)
+    expected = "--nnodes=2 --nproc-per-node=8 --node-rank=1 --master-addr=node0 --master-port=29500"
+    assert options == expected
+
+
+# Slurm, with programs of these names in place of the real ones.
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Environment of a job of 2 nodes with 4 tasks each, and the calls of srun and scontrol."""
+    calls = tmp_path / "calls"
+    for name, then in {
+        "srun": 'sleep "${TASKS_TAKE:-0}"; exit "${TASKS_EXIT:-0}"',
+        "scontrol": "",
+    }.items():
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "{name} $SRUN_CPUS_PER_TASK $*" >> {calls}\n{then}\n')
+        program.chmod(0o755)
+    job = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NUM_NODES": "2"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**job, "SLURM_CPUS_PER_TASK": "6", "PATH": path, "SOLO_MINENT": "solo-minent"}
+    return environment, calls
+
+
+def test_a_slurm_job_runs_one_task_a_gpu(slurm):
+    environment, calls = slurm
+    done = bash("slurm/pretrain.sbatch", "imagenet/mec", "max_epochs=7", **environment)
+    assert (done.returncode, done.stdout) == (0, "")
+    start, _, command = calls.read_text().partition(" solo-minent ")
+    assert start == "srun 6 --kill-on-bad-exit=1"
+    name, config = composed(command)
+    assert (name, config.devices, config.num_nodes, config.max_epochs) == ("pretrain", 4, 2, 7)
+
+
+def test_a_slurm_job_fails_as_its_tasks_do(slurm):
+    environment, _ = slurm
+    done = bash("slurm/pretrain.sbatch", "imagenet/mec", TASKS_EXIT="3", **environment)
+    assert done.returncode == 3
+
+
+def test_a_slurm_job_requeues_itself_before_its_end(slurm):
+    environment, calls = slurm
+    job = subprocess.Popen(
+        ["bash", str(SCRIPTS / "slurm/pretrain.sbatch"), "imagenet/mec"],
+        env={**os.environ, **environment, "TASKS_TAKE": "3"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    _wait_for(lambda: calls.exists() and "srun" in calls.read_text())
+    job.send_signal(signal.SIGUSR1)
+    _wait_for(lambda: "scontrol" in calls.read_text())
+    assert job.poll() is None  # the tasks train on until Slurm ends them
+    output, _ = job.communicate(timeout=30)
+    assert calls.read_text().splitlines()[1:] == ["scontrol 6 requeue 4711"]
+    assert job.returncode == 0 and "job 4711 goes back into the queue" in output
+
+
+def _wait_for(happened):
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_slurm_signals_the_shell_alone_and_may_requeue():
+    text = (SCRIPTS / "slurm/pretrain.sbatch").read_text()
+    directives = re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE)
+    for needed in ("--requeue", "--signal=B:USR1@120", "--open-mode=append"):
+        assert needed in directives
+    # sbatch reads no directive after the first command.
+    assert text.rindex("#SBATCH") < text.index("set -euo pipefail")

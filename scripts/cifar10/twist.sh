@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# twist on CIFAR-10: pretrain, then linear, kNN and report. Recipe: solo_minent/recipes/cifar10/twist.yaml,
-# hyper-parameters ours (its authors publish ImageNet only); written for one GPU.
+# TWIST on CIFAR-10, ResNet-18: pretrain, then linear, kNN and report.
+# Written for one GPU, 512 images a step. Recipe: solo_minent/recipes/cifar10/twist.yaml.
+# Hyper-parameters: ours where the recipe says so (its authors publish ImageNet-1k only), else
+# bytedance/TWIST @ 796d36e.
 #   bash scripts/cifar10/twist.sh data.root=/data/cifar10
 set -euo pipefail
 exec bash "$(dirname "$0")/../run.sh" cifar10/twist "$@"

@@ -111,8 +111,21 @@ class MethodModule:
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """Optimiser groups: backbone, online classifier, and the method's own."""
-        return super().learnable_params + self.extra_params()
+        """Optimiser groups: backbone, online classifier, and the method's own.
+
+        Where biases and norms get no weight decay, neither do the backbone's `no_weight_decay()`
+        (timm: position embedding and class token).
+        """
+        groups = super().learnable_params + self.extra_params()
+        if not self.exclude_bias_n_norm_wd or not hasattr(self.backbone, "no_weight_decay"):
+            return groups
+        spared = {self.backbone.get_parameter(name) for name in self._spared_names()}
+        rest = [{**g, "params": [p for p in g["params"] if p not in spared]} for g in groups]
+        return [*rest, {"name": "embeddings", "params": list(spared), "weight_decay": 0}]
+
+    def _spared_names(self) -> list[str]:
+        names = dict(self.backbone.named_parameters())
+        return sorted(name for name in self.backbone.no_weight_decay() if name in names)
 
     def configure_optimizers(self) -> Any:
         """solo-learn's optimiser, with solo-learn's scheduler or with `lr_factor` every step."""

@@ -2,7 +2,7 @@
 
 Paper: Wang et al., "Self-Supervised Learning by Estimating Twin Class Distributions", IEEE TIP 32
 (2023), arXiv 2110.07402. Recipe: github.com/bytedance/TWIST @ 796d36e. The self-labelling stage
-keeps the run's augmentation; the official one also crops harder from there on.
+crops harder in a recipe with `late_augmentations`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class TWISTParams:
         hidden_dim: width of the head's hidden layers.
         output_dim: C, the number of classes that the head estimates.
         activation: relu (ResNets) or gelu (ViTs), in the head.
+        head_init: default (torch's) or trunc_normal (ViTs: weights of deviation .02, biases 0).
         lam1: sharpness weighs 1 + lam1 (the paper's alpha); -0.6 for ViTs.
         lam2: weight of diversity (the paper's beta).
         tau: temperature; 1 everywhere in the paper.
@@ -62,6 +63,7 @@ class TWISTParams:
     hidden_dim: int = 4096
     output_dim: int = 4096
     activation: str = "relu"
+    head_init: str = "default"
     lam1: float = 0.0
     lam2: float = 1.0
     tau: float = 1.0
@@ -76,6 +78,7 @@ class TWISTParams:
 
     def __post_init__(self) -> None:
         check_one_of("method_kwargs.activation", self.activation, ("relu", "gelu"))
+        check_one_of("method_kwargs.head_init", self.head_init, ("default", "trunc_normal"))
         check_ranges(self, RANGES, "method_kwargs.")
         check_rising(self, "base_momentum", "final_momentum", 0.996, "method_kwargs.")
         check_rising(self, "quantile_start", "quantile_end", 0.5, "method_kwargs.")
@@ -170,6 +173,11 @@ class TwistHead(nn.Module):
         dims = [features_dim, width, width, params.output_dim]
         self.mlp = mlp(dims, activation=activation)
         self.norm = BunchNorm(params.output_dim, params.bunch_size)
+        if params.head_init == "trunc_normal":
+            for layer in self.mlp:
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, feats: list[Tensor]) -> list[Tensor]:
         logits = self.mlp(torch.cat(feats))

@@ -290,3 +290,20 @@ def test_a_run_without_end(tiny, run_config, backbone, loaders, trainer):
     module = build(run_config, backbone)
     with pytest.raises(UserError, match="run has no end: max_epochs=-1"):
         trainer(-1).fit(module, loaders()[0])
+
+
+def test_embeddings_of_a_vit_do_not_decay_where_biases_do_not(tiny, run_config):
+    from solo_minent.backbones import build_backbone
+
+    vit = build_backbone("timm:vit_tiny_patch16_224", None, img_size=32, depth=1)
+    names = {id(p): name for name, p in vit.named_parameters()}
+    optimizer = {"name": "adamw", "exclude_bias_n_norm": True, "kwargs": {}}
+    module = host.build_method(
+        run_config(optimizer=optimizer), vit, lambda step: 1.0, num_classes=3
+    )
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    decay = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"] if id(p) in names}
+    assert decay.keys() == set(names.values())
+    spared = {name for name, value in decay.items() if value == 0}
+    assert {"pos_embed", "cls_token", "norm.bias", "blocks.0.norm1.weight"} <= spared
+    assert decay["patch_embed.proj.weight"] == decay["blocks.0.mlp.fc1.weight"] == 0.01

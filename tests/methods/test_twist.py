@@ -6,7 +6,7 @@ from torch import nn
 
 from solo_minent.errors import UserError
 from solo_minent.methods import Progress
-from solo_minent.methods.twist import BunchNorm
+from solo_minent.methods.twist import BunchNorm, TwistHead, TWISTParams
 
 SMALL = {"hidden_dim": 16, "output_dim": 8, "bunch_size": 8}
 
@@ -78,3 +78,15 @@ def test_lam1_weighs_sharpness(make_method, step):
     vit = step(make_method("twist", **SMALL, lam1=-0.6))
     expected = plain["loss"] - 0.6 * plain["sharpness"]
     torch.testing.assert_close(vit["loss"], expected)
+
+
+def test_the_head_of_a_vit_starts_with_small_weights_and_no_biases():
+    torch.manual_seed(0)
+    head = TwistHead(64, TWISTParams(256, 128, head_init="trunc_normal"))
+    layers = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03)
+        assert not layer.bias.any()
+    with pytest.raises(UserError, match="method_kwargs.head_init"):
+        TWISTParams(head_init="zeros")
