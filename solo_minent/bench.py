@@ -24,6 +24,7 @@ from solo_minent.checks import CHOICES, check
 from solo_minent.config import RunConfig
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
+from solo_minent.data.datasets import FOLDER_SETS
 from solo_minent.data.loaders import pretrain_images, pretrain_loader
 from solo_minent.doctor import environment
 
@@ -69,7 +70,7 @@ class Measurement:
 
 
 def bench_loaders(
-    config: RunConfig, formats: Sequence[str], seconds: float = 3.0, rounds: int = 3
+    config: RunConfig, formats: Sequence[str] = (), seconds: float = 3.0, rounds: int = 3
 ) -> dict[str, Measurement]:
     """Draws batches from each loader in turn, `rounds` times, `seconds` each.
 
@@ -79,7 +80,8 @@ def bench_loaders(
 
     Args:
         config: data, views and batch size.
-        formats: values of `data.format`.
+        formats: values of `data.format`; by default image_folder, and dali for folders of images or
+            device for sets that are kept as pixels.
         seconds: time of one round.
         rounds: how often.
 
@@ -89,6 +91,10 @@ def bench_loaders(
     Raises:
         UserError: an unknown format, or one that this data or these augmentations do not have.
     """
+    config = replace(config, devices=1, num_nodes=1)  # of one process
+    if not formats:
+        folder = config.data.dataset in FOLDER_SETS
+        formats = ("image_folder", "dali" if folder else "device")
     for name in formats:
         check_one_of("--format", name, FORMATS)
     check_range("--seconds", seconds, Range(0, 3, above=True))

@@ -146,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("bench", parents=[run], help="how fast the loaders are")
     add.add_argument("what", choices=["loader"], help="loader: every format in turn")
     add.add_argument("--dataset", metavar="NAME", help="measure with the recipe NAME/minent")
-    add.add_argument("--format", default="image_folder,dali", help="formats, with commas between")
+    add.add_argument(
+        "--format",
+        metavar="LIST",
+        help="formats, with commas between; default: image_folder and dali, or device for pixels",
+    )
     add.add_argument("--seconds", type=float, default=3.0, help="of one round (default 3)")
     add.add_argument("--rounds", type=int, default=3, help="of each format (default 3)")
     add.add_argument("--csv", metavar="FILE", help="write the figures there as well")
@@ -242,7 +246,8 @@ def _bench(options: argparse.Namespace) -> int:
     config = _config(options)
     from solo_minent.bench import bench_loaders, print_loaders
 
-    found = bench_loaders(config, options.format.split(","), options.seconds, options.rounds)
+    formats = options.format.split(",") if options.format else ()
+    found = bench_loaders(config, formats, options.seconds, options.rounds)
     print_loaders(config, found, options.csv and Path(options.csv))
     return 0
 

@@ -17,7 +17,13 @@ from torch import Tensor
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import views_at
 from solo_minent.data.batched import BatchedViews
-from solo_minent.data.epochs import EpochSampler, ReadableImages, derive_seed, rank_and_world
+from solo_minent.data.epochs import (
+    EpochSampler,
+    ReadableImages,
+    Resumable,
+    derive_seed,
+    rank_and_world,
+)
 from solo_minent.data.images import ArrayImages, ImageSet
 from solo_minent.data.transforms import normalization
 from solo_minent.errors import UserError
@@ -30,12 +36,11 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-class DeviceLoader:
+class DeviceLoader(Resumable):
     """Batches `[indexes (B,), [views (B, 3, S, S), …], targets (B,)]` on the device.
 
     The device is the process's current GPU, or the CPU where the run has none. The pixels move
     there when the first epoch starts: by then Lightning has given each process its GPU.
-    `set_epoch` comes before each pass; without it a pass repeats.
 
     Args:
         images: the set; images that are no array are decoded here, once.
@@ -55,22 +60,14 @@ class DeviceLoader:
         self.targets = torch.from_numpy(images.targets[indexes])
         self.batch_size = config.optimizer.batch_size
         self.sampler = EpochSampler(images, config.seed)
-        self._done = 0  # batches of the current epoch handed out
-        self._resume: tuple[int, int] | None = None  # (epoch, batches done) from a checkpoint
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls the sampler's own `set_epoch`; plain loops call this one."""
-        self.sampler.set_epoch(epoch)
-
     # A generator, as in EpochLoader: Lightning makes the iterator before it sets the epoch.
     def __iter__(self) -> Iterator[list]:
         epoch = self.sampler.epoch
-        resume, self._resume = self._resume, None
-        self._done = resume[1] if resume is not None and resume[0] == epoch else 0
-        self.sampler.start = self._done * self.batch_size
+        self.sampler.start = self._start() * self.batch_size
         self._move(_device(self.config))
         views_of = BatchedViews(views_at(self.config, epoch), *normalization(self.config.data))
         order = torch.tensor(list(self.sampler))
@@ -78,16 +75,6 @@ class DeviceLoader:
             batch = self._batch(views_of, chosen, epoch)
             self._done += 1
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were handed out, per process."""
-        return {"epoch": self.sampler.epoch, "batches": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next pass over that epoch starts after those batches; a whole epoch starts anew."""
-        batches = state["batches"] % len(self)
-        self._resume = (state["epoch"], batches) if batches else None
-        self._done = batches
 
     @torch.no_grad()
     def _batch(self, views_of: BatchedViews, chosen: Tensor, epoch: int) -> list:

@@ -154,40 +154,20 @@ class EpochSampler(DistributedSampler):
         return len(self.dataset) // rank_and_world()[1]
 
 
-class EpochLoader(DataLoader):
-    """A DataLoader over a PretrainDataset that follows its sampler's epoch and resumes within it.
+class Resumable:
+    """The place of a loader in its run: an epoch and the batches of it that were handed out.
 
-    As with DistributedSampler, `set_epoch` comes before each pass; without it a pass repeats.
+    The loader has a `sampler` that knows the epoch, and a length. As with DistributedSampler,
+    `set_epoch` comes before each pass; without it a pass repeats.
     """
 
+    sampler: Any
     _done = 0  # batches of the current epoch handed out
     _resume: tuple[int, int] | None = None  # (epoch, batches done) from a checkpoint
-
-    @property
-    def readable(self) -> ReadableImages:
-        return self.dataset.readable
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls the sampler's own `set_epoch`; plain loops call this one."""
         self.sampler.set_epoch(epoch)
-
-    # A generator: its body runs at the first batch. Lightning makes the iterator of a resumed run
-    # before it tells the sampler the epoch, and workers would fetch epoch 0 ahead.
-    def __iter__(self) -> Iterator[list]:
-        epoch = self.sampler.epoch
-        self.dataset.set_epoch(epoch)
-        resume, self._resume = self._resume, None
-        skip = resume[1] if resume is not None and resume[0] == epoch else 0
-        self._done = skip
-        own = isinstance(self.sampler, EpochSampler)
-        if own:
-            self.sampler.start = skip * self.batch_size
-        batches = super().__iter__()
-        for batch in batches if own else itertools.islice(batches, skip, None):
-            if isinstance(batch, UserError):
-                raise batch
-            self._done += 1
-            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches were handed out, per process."""
@@ -198,6 +178,35 @@ class EpochLoader(DataLoader):
         batches = state["batches"] % len(self)
         self._resume = (state["epoch"], batches) if batches else None
         self._done = batches
+
+    def _start(self) -> int:
+        """Batches that the pass now starting leaves out: those done before a restart."""
+        resume, self._resume = self._resume, None
+        self._done = resume[1] if resume is not None and resume[0] == self.sampler.epoch else 0
+        return self._done
+
+
+class EpochLoader(Resumable, DataLoader):
+    """A DataLoader over a PretrainDataset: it follows its sampler's epoch and resumes within it."""
+
+    @property
+    def readable(self) -> ReadableImages:
+        return self.dataset.readable
+
+    # A generator: its body runs at the first batch. Lightning makes the iterator of a resumed run
+    # before it tells the sampler the epoch, and workers would fetch epoch 0 ahead.
+    def __iter__(self) -> Iterator[list]:
+        self.dataset.set_epoch(self.sampler.epoch)
+        skip = self._start()
+        own = isinstance(self.sampler, EpochSampler)
+        if own:
+            self.sampler.start = skip * self.batch_size
+        batches = super().__iter__()
+        for batch in batches if own else itertools.islice(batches, skip, None):
+            if isinstance(batch, UserError):
+                raise batch
+            self._done += 1
+            yield batch
 
 
 def collate(samples: list) -> Any:

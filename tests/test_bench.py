@@ -1,0 +1,68 @@
+"""The loader benchmark: what it measures, prints and writes."""
+
+import pandas as pd
+import pytest
+
+from solo_minent import bench
+from solo_minent.bench import Measurement, bench_loaders, print_loaders
+from solo_minent.cli import main
+from solo_minent.errors import UserError
+
+
+def test_each_loader_and_each_operation_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0.01)
+    config = tiny_run("minent", "devices=4")
+    found = bench_loaders(config, seconds=0.05, rounds=2)
+    assert list(found) == ["image_folder", "device"]
+    for measured in found.values():
+        assert len(measured.images_per_second) == len(measured.cores) == 2
+        assert min(measured.images_per_second) > 0 and min(measured.cores) > 0
+        assert {op: len(rates) for op, rates in measured.without.items()} == {
+            "affine": 2,
+            "color_jitter": 2,
+        }
+    print_loaders(config, found, tmp_path / "bench.csv")
+    printed = capsys.readouterr().out
+    assert "image_folder" in printed and "color_jitter" in printed and "dataset digits" in printed
+    rows = pd.read_csv(tmp_path / "bench.csv")
+    assert rows["format"].tolist() == ["image_folder", "device"]
+    assert (rows["views/s"] == 2 * rows["images/s"]).all() and rows["ratio"][0] == 1
+    assert {"ms/1000 affine", "cpus", "packages", "batch_size"} <= set(rows.columns)
+
+
+def test_the_cost_of_an_operation_is_the_time_without_it():
+    measured = Measurement(without={"blur": [500.0, 400.0, 900.0]})
+    for rate in (250.0, 100.0, 260.0):
+        measured.add(rate, 1.0, 0.0, 0.0)
+    assert measured.rate == 250
+    assert measured.milliseconds("blur") == pytest.approx(4000 - 2000)
+
+
+def test_an_operation_left_out_leaves_its_order_whole(tiny_run):
+    config = tiny_run("minent")
+    entry = {"order": ["rrc", "grayscale"], "rrc": {}, "grayscale": {"prob": 0.5}}
+    config.augmentations = [entry | {"num_crops": 2}]
+    assert bench._without(config, "grayscale").augmentations[0]["order"] == ["rrc"]
+    assert config.augmentations[0]["order"] == ["rrc", "grayscale"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "digit"], "recipe is unknown: digit/minent"),
+        (["--dataset", "digits", "--recipe", "digits/mec"], "data set is named twice"),
+        (["--dataset", "digits", "--format", "tar"], "--format is unknown: tar"),
+        (["--dataset", "digits", "--format", "dali"], "kept as pixels"),
+        (["--dataset", "digits", "--rounds", "0"], "--rounds is out of range: 0"),
+        (["--dataset", "digits", "--seconds", "-1"], "--seconds is out of range: -1.0"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys):
+    assert main(["bench", "loader", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+
+
+def test_unknown_formats_are_refused_before_any_work(tiny_run):
+    with pytest.raises(UserError, match="--format is unknown: zip"):
+        bench_loaders(tiny_run("minent"), ["image_folder", "zip"])
