@@ -41,8 +41,8 @@ class Measurement:
     Attributes:
         images_per_second: one figure a round, of this process.
         cores: busy cores of this process and its children, one figure a round.
-        memory: the most MiB that they held beyond what this process had before (USS, so that
-            what worker processes share is not counted).
+        memory: the most MiB that they held beyond what this process had before; what they share
+            counts once (PSS, on Linux).
         device_memory: the most MiB allocated on the accelerator.
         without: images a second without one operation, by its name, one figure a round.
     """
@@ -143,7 +143,7 @@ def print_loaders(
         title=title, caption="spread: half of the way from the slowest round to the fastest"
     )
     for column in rows[0]:
-        loaders.add_column(column, justify="right")
+        loaders.add_column(column, justify="right", no_wrap=column == "format")
     for row in rows:
         loaders.add_row(*(v if isinstance(v, str) else f"{v:,.3g}" for v in row.values()))
     console.print(loaders)
@@ -245,11 +245,12 @@ def _family() -> list[psutil.Process]:
 
 
 def _memory() -> int:
-    """Bytes that this process and its children hold for themselves."""
+    """Bytes that this process and its children hold together."""
     total = 0
     for process in _family():
         with contextlib.suppress(psutil.Error):  # it may have ended by now
-            total += process.memory_full_info().uss
+            held = process.memory_full_info()
+            total += getattr(held, "pss", held.uss)
     return total
 
 
