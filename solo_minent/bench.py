@@ -145,7 +145,7 @@ def print_loaders(
     for column in rows[0]:
         loaders.add_column(column, justify="right", no_wrap=column == "format")
     for row in rows:
-        loaders.add_row(*(v if isinstance(v, str) else f"{v:,.3g}" for v in row.values()))
+        loaders.add_row(*(v if isinstance(v, str) else _figure(v) for v in row.values()))
     console.print(loaders)
     costs = {name: {op: m.milliseconds(op) for op in m.without} for name, m in found.items()}
     table = Table(title="ms for 1,000 images that an operation costs (against doing without it)")
@@ -175,6 +175,10 @@ def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
         "MiB": m.memory,
         "device MiB": m.device_memory,
     }
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _with_format(config: RunConfig, name: str) -> RunConfig:

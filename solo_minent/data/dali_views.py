@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -178,7 +179,15 @@ def _blurred(radius: Draw) -> list[float]:
     if radius is None or radius <= 0:
         return [False, 1, 3]
     reach = math.ceil(2.5 * radius)
-    return [True, _sigma(float(radius), reach), 2 * reach + 1]
+    sigma = np.interp(radius, *_sigmas(reach))
+    return [True, float(sigma), 2 * reach + 1]
+
+
+@functools.cache
+def _sigmas(reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Radii with this reach, close together, and the sigma of each."""
+    radii = np.linspace((reach - 1) / 2.5, reach / 2.5, 65)
+    return radii, np.array([_sigma(radius, reach) for radius in radii])
 
 
 def _sigma(radius: float, reach: int) -> float:

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from solo_minent.data import augmentations as ops
@@ -72,8 +73,8 @@ def _draw(operation: Operation, height: int, width: int) -> Draw:
         case ops.Resize():
             return None
         case ops.RandomResizedCrop(_, scale, _, ratio):
-            size = torch.empty((1, height, width), device="meta")
-            return Box(*tv.RandomResizedCrop.get_params(size, list(scale), list(ratio)))
+            image = _blank(height, width)
+            return Box(*tv.RandomResizedCrop.get_params(image, list(scale), list(ratio)))
         case ops.HorizontalFlip(prob) | ops.Grayscale(prob):
             return torch.rand(1).item() < prob
         case ops.Solarization(prob) | ops.Equalization(prob):
@@ -107,6 +108,12 @@ def _color_jitter(jitter: ops.ColorJitter) -> ColorJitter:
     return tv.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
 
 
+@functools.lru_cache(maxsize=4096)
+def _blank(height: int, width: int) -> torch.Tensor:
+    """Something that has the size of an image."""
+    return torch.empty((1, height, width), device="meta")
+
+
 def _applies(prob: float) -> bool:
     """torchvision's RandomApply, which compares in float32 and the other way round."""
-    return not prob < torch.rand(1)
+    return not np.float32(prob) < torch.rand(1).item()
