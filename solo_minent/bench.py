@@ -157,6 +157,7 @@ def print_loaders(
     console.print(table)
     if csv is not None:
         machine = environment()
+        del machine["command"]  # it names folders of the machine
         for row in rows:
             row |= {f"ms/1000 {op}": cost for op, cost in costs[row["format"]].items()}
             row |= about | {key: str(value) for key, value in machine.items()}

@@ -28,6 +28,7 @@ REQUIRED = (
     "rich",
     "einops",
     "scipy",
+    "psutil",
 )
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")  # one of them
 OPTIONAL = ("umap-learn", "h5py")
