@@ -25,7 +25,7 @@ from solo_minent.config import RunConfig
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
 from solo_minent.data.datasets import FOLDER_SETS
-from solo_minent.data.loaders import pretrain_images, pretrain_loader
+from solo_minent.data.loaders import num_workers, pretrain_images, pretrain_loader
 from solo_minent.doctor import environment
 
 FORMATS = CHOICES["data.format"]
@@ -134,7 +134,7 @@ def print_loaders(
         "image_size": config.data.image_size,
         "views": views,
         "batch_size": config.optimizer.batch_size,
-        "workers": config.data.num_workers,
+        "workers": num_workers(replace(config, devices=1)),
         "rounds": rounds,
     }
     console = Console()

@@ -82,6 +82,12 @@ def check(config: RunConfig) -> RunConfig:
     _check_name(config.name)
     check_dataset(config.data.dataset)
     _check_normalization(config.data)
+    if config.optimizer.weight_decay_end is not None and not config.optimizer.weight_decay:
+        raise UserError(
+            f"optimizer.weight_decay_end has no start: {config.optimizer.weight_decay_end}, with "
+            "weight_decay 0. What decays at all goes from one to the other. "
+            "Set optimizer.weight_decay."
+        )
     _check_optimizer_kwargs(config.optimizer.name, config.optimizer.kwargs)
     for key in config.backbone.kwargs.keys() & {"name", "stem"}:
         raise UserError(

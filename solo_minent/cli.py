@@ -94,10 +94,18 @@ def _quiet_pipe() -> Iterator[None]:
 
 
 def _say(text: str, file: TextIO | None = None) -> None:
-    """Prints once for all processes of a run, started by Lightning, torchrun or Slurm."""
+    """Prints once for all processes of a run, started by Lightning, torchrun or Slurm.
+
+    What goes wrong once they work together is said by each: one of them alone may know.
+    """
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    if all(rank == "0" for rank in ranks):
+    if all(rank == "0" for rank in ranks) or (file is sys.stderr and _in_a_group()):
         print(text, file=file)
+
+
+def _in_a_group() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -243,7 +243,8 @@ def _check_processes(config: RunConfig) -> None:
     if config.accelerator != "cpu" and config.devices > max(gpus, 1):
         raise UserError(
             f"devices are not there: {config.devices}. PyTorch sees {gpus} GPUs on this machine. "
-            f"Set devices={max(gpus, 1)} {_same_batch(config, max(gpus, 1) * config.num_nodes)}."
+            f"Set devices={max(gpus, 1)} {_same_batch(config, max(gpus, 1) * config.num_nodes)}"
+            f"{'' if gpus else ', or accelerator=cpu'}."
         )
 
 
@@ -258,8 +259,10 @@ def _launched_processes() -> int | None:
 
 
 def _same_batch(config: RunConfig, processes: int) -> str:
-    batch = config.optimizer.batch_size * config.devices * config.num_nodes / processes
-    return f"optimizer.batch_size={math.ceil(batch)} for the same global batch"
+    wanted = config.optimizer.batch_size * config.devices * config.num_nodes
+    batch = math.ceil(wanted / processes)
+    same = "the same" if batch * processes == wanted else f"{batch * processes}, not {wanted}, as"
+    return f"optimizer.batch_size={batch} for {same} global batch"
 
 
 def _share_cores(config: RunConfig, workers: int) -> None:

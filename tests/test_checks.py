@@ -193,6 +193,11 @@ def test_host_and_loader_count_the_same_crops(augmentations):
     assert shared.crop_counts(shared.augmentations(config)) == ours == (2, 0)
 
 
+def test_a_weight_decay_that_ends_must_start():
+    with pytest.raises(UserError, match="weight_decay_end has no start: 0.1"):
+        check(changed("digits/minent", {"optimizer.weight_decay_end": 0.1}))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -1,6 +1,9 @@
 """Runs on other data than a labelled set: corrupt images, no labels, few labels, every format."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -143,6 +146,7 @@ def test_weight_decay_follows_half_a_cosine(tiny_run, monkeypatch):
     [
         (["devices=8", "accelerator=gpu"], {}, "devices are not there: 8.*devices=2.*size=128"),
         (["devices=8"], {}, "devices are not there: 8. PyTorch sees 2 GPUs"),
+        (["devices=3", "optimizer.batch_size=7"], {}, "batch_size=11 for 22, not 21, as global"),
         (["num_nodes=2"], {}, "other nodes are not there: num_nodes=2.*num_nodes=1.*size=64"),
         ([], {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, "processes do not fit: 2 were start"),
         (["devices=2"], {"SLURM_NTASKS": "4"}, "processes do not fit: 4.*make 2"),
@@ -169,3 +173,22 @@ def test_solo_learns_own_dali_pipeline(folder_run):
     affine = "augmentations=[{affine: {degrees: 5}, num_crops: 2}]"
     with pytest.raises(UserError, match="augmentation is not in solo-learn: affine"):
         pretrain(folder_run("minent", *overrides[:2], affine, "name=affine"))
+
+
+def test_a_rank_that_alone_knows_what_is_wrong_says_it(folder_run):
+    """The cut image is among rank 1's; rank 0 sees its peer leave, no more."""
+    from solo_minent.config import to_yaml
+    from solo_minent.data.loaders import pretrain_loader
+
+    config = folder_run("minent", "devices=2", "optimizer.batch_size=10", "evaluation.knn_every=0")
+    order = list(pretrain_loader(config).sampler)
+    images = pretrain_loader(config).readable.images
+    path = Path(images.name_of(order[1]))
+    path.write_bytes(path.read_bytes()[:40])
+    recipe = config.run_dir.parent / "recipe.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "solo_minent", "pretrain", "--recipe", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert f"error: cannot read an image: {path}" in done.stderr

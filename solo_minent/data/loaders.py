@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -51,15 +52,10 @@ class EpochViews:
         return (self.late if late else self.early)(image)
 
 
-def pretrain_images(config: RunConfig) -> ImageSet:
-    """The images to train on, with unlabelled ones (target -1) where the data set has them.
-
-    Raises:
-        UserError: as `load_split`, and where one step of all processes needs more images than
-            there are.
-    """
-    data, batch_size = config.data, config.optimizer.batch_size
-    images = load_split(
+def chosen_images(config: RunConfig) -> ImageSet:
+    """The images of a run, its subset or list of them."""
+    data = config.data
+    return load_split(
         data.dataset,
         data.root,
         "pretrain",
@@ -68,12 +64,23 @@ def pretrain_images(config: RunConfig) -> ImageSet:
         file_list=data.file_list,
         format=data.format,
     )
+
+
+def pretrain_images(config: RunConfig) -> ImageSet:
+    """The images to train on, with unlabelled ones (target -1) where the data set has them.
+
+    Raises:
+        UserError: as `load_split`, and where one step of all processes needs more images than
+            there are.
+    """
+    images, batch_size = chosen_images(config), config.optimizer.batch_size
     processes = config.devices * config.num_nodes
     if batch_size * processes > len(images):
         times = f" x {processes} processes" if processes > 1 else ""
         raise UserError(
             f"batch_size {batch_size}{times} is larger than the training set: {len(images)} images "
-            f"of {data.dataset}. At most {len(images) // processes}. Lower optimizer.batch_size."
+            f"of {config.data.dataset}. At most {len(images) // processes}. "
+            "Lower optimizer.batch_size."
         )
     return images
 
@@ -180,12 +187,12 @@ def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoa
         UserError: the data is missing, wrongly laid out or has no labels.
     """
     data = config.data
-    subset, names = (
-        (data.train_images, data.file_list) if split == "train" else (data.val_images, None)
-    )
-    images = load_split(
-        data.dataset, data.root, split, subset, SUBSET_SEED, file_list=names, format=data.format
-    )
+    if split == "train" and (data.train_images or data.file_list):
+        images = chosen_images(config)  # the run's own, not as many others
+        images = images.select(np.flatnonzero(images.targets >= 0)) if images.classes else images
+    else:
+        subset = data.val_images if split == "test" else None
+        images = load_split(data.dataset, data.root, split, subset, SUBSET_SEED, format=data.format)
     if not images.classes:
         raise UserError(
             f"data set has no labels: {data.root}. An evaluation needs them. Put the images into "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -92,8 +92,9 @@ def eval_loaders(config: RunConfig) -> tuple[DataLoader, DataLoader]:
     Raises:
         UserError: the data set is missing.
     """
+    alone = replace(config, devices=1)  # an evaluation is one process, with all of the workers
     train, test = (
-        eval_loader(config, split, config.evaluation.batch_size) for split in ("train", "test")
+        eval_loader(alone, split, config.evaluation.batch_size) for split in ("train", "test")
     )
     return train, test
 

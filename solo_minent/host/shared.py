@@ -110,10 +110,16 @@ LINEAR_SCHEDULERS = ("step", "warmup_cosine", "none")
 def augmentations(config: Any) -> list[DictConfig]:
     """The augmentation pipelines of a run, in the layout of solo-learn's YAML files.
 
-    One without num_crops makes one view, one without crop_size views of the image size.
+    One without num_crops makes one view, one without crop_size views of the image size, one
+    without rrc no crop. What is not enabled is left out.
     """
     pipelines = OmegaConf.create(list(config.augmentations))
     for pipeline in pipelines:
+        for name in [key for key in pipeline if key != "rrc"]:
+            if OmegaConf.select(pipeline, f"{name}.enabled") is False:
+                del pipeline[name]
+        if not pipeline.get("rrc"):
+            pipeline.rrc = {"enabled": False}
         pipeline.setdefault("num_crops", 1)
         pipeline.crop_size = pipeline.get("crop_size") or config.data.image_size
     return list(pipelines)
@@ -132,12 +138,19 @@ _FIXED = {"order": None, "affine": None, "rrc.interpolation": "bicubic"} | {
 }
 
 
-def check_augmentations(config: Any) -> None:
-    """Checks that solo-learn's own transforms can make the views of a run.
+def check_supported(config: Any) -> None:
+    """Checks that solo-learn's own loaders and transforms can make the views of a run.
 
     Raises:
         UserError: what they cannot.
     """
+    for key, only in (("train_images", None), ("file_list", None), ("on_corrupt", "error")):
+        value = getattr(config.data, key)
+        if value != only:
+            raise UserError(
+                f"solo-learn's loaders have no data.{key}: {value}. They read every image of "
+                f"data.root. Set dali.pipeline=own, or data.{key}={only or 'null'}."
+            )
     if config.late_epoch is not None:
         raise UserError(
             f"late_augmentations are not in solo-learn: late_epoch={config.late_epoch}. Its "

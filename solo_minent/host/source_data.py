@@ -29,7 +29,7 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
         UserError: no such folder, or DALI is missing.
     """
     root = shared.data_root(config)
-    shared.check_augmentations(config)
+    shared.check_supported(config)
     pipelines = [_complete(config, pipeline) for pipeline in shared.augmentations(config)]
     val_loader = shared.val_loader(config, root, classification_dataloader.prepare_dataloaders)
     if config.data.format == "dali":

@@ -54,7 +54,7 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
         UserError: no such folder, DALI is missing, or an augmentation that 1.0.2 does not have.
     """
     root = shared.data_root(config)
-    shared.check_augmentations(config)
+    shared.check_supported(config)
     pipelines = shared.augmentations(config)
     keywords = [_transform_keywords(config, pipeline) for pipeline in pipelines]
     num_crops = [pipeline.num_crops for pipeline in pipelines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,3 +148,18 @@ def test_late_augmentations_reach_the_workers(digits_config):
         loader.set_epoch(epoch)
         sizes.append({view.shape[-1] for _, views, _ in loader for view in views})
     assert sizes == [{16}, {16}, {8}, {8}]
+
+
+def test_an_evaluation_has_the_labelled_images_of_the_run(digits_config, monkeypatch):
+    """STL-10: a subset of all images is trained on; those of it with labels are evaluated."""
+    from solo_minent.data import loaders
+    from solo_minent.data.images import ArrayImages
+
+    def load(dataset, root, split, subset, seed, **kwargs):
+        assert (split, subset) == ("pretrain", 30)
+        targets = np.where(np.arange(30) % 3 == 0, 1, -1)
+        return ArrayImages(np.zeros((30, 8, 8, 3), np.uint8), targets, ["a", "b"])
+
+    monkeypatch.setattr(loaders, "load_split", load)
+    loader = eval_loader(digits_config(train_images=30), "train")
+    assert len(loader.dataset) == 10 and (loader.dataset.images.targets == 1).all()

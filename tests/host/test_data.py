@@ -55,7 +55,8 @@ def test_image_folder(run_config, folder):
 
 
 def test_augmentations_reach_the_images(run_config, folder):
-    never = {"crop_size": 32, "num_crops": 1}
+    off = {"solarization": {"enabled": False, "prob": 1.0}}
+    never = NO_CHANGE | off | {"num_crops": 1}
     always = never | {"crop_size": 16, "solarization": {"prob": 1.0}, "grayscale": {"prob": 1.0}}
     config = make(run_config, folder, [never, always])
     _, (plain, changed), _ = next(iter(host.fit_data(config)["train_dataloaders"]))
@@ -76,7 +77,7 @@ def test_dali_on_the_cpu(run_config, folder, trainer, n):
     """
     for path in sorted((folder / "train").rglob("*.png"))[n:]:
         path.unlink()
-    augmentations = [NO_CHANGE | {"num_crops": 2}, {"crop_size": 16, "num_crops": 1}]
+    augmentations = [NO_CHANGE | {"num_crops": 2}, NO_CHANGE | {"crop_size": 16, "num_crops": 1}]
     config = make(run_config, folder, augmentations, format="dali", num_workers=1)
     data = host.fit_data(config)["datamodule"]
     data.trainer = trainer()
@@ -116,6 +117,19 @@ def test_no_val_folder(run_config, folder):
     assert host.fit_data(config)["val_dataloaders"] is None
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"train_images": 8}, "have no data.train_images: 8.*data.train_images=null"),
+        ({"file_list": "list.txt"}, "have no data.file_list"),
+        ({"on_corrupt": "skip"}, "have no data.on_corrupt: skip.*dali.pipeline=own"),
+    ],
+)
+def test_what_solo_learns_loaders_cannot_is_refused(run_config, folder, data, words):
+    with pytest.raises(UserError, match=words):
+        host.fit_data(make(run_config, folder, [NO_CHANGE | {"num_crops": 2}], **data))
+
+
 def test_missing_folder(run_config, tmp_path):
     config = make(run_config, tmp_path / "nowhere", [NO_CHANGE | {"num_crops": 2}])
     with pytest.raises(UserError, match="data.root has no images.*nowhere"):
@@ -125,9 +139,9 @@ def test_missing_folder(run_config, tmp_path):
 if host.HOST == "wheel":
 
     def test_unsupported_augmentation(run_config, folder):
-        crops = [NO_CHANGE | {"num_crops": 2, "equalization": {"prob": 0.1}}]
-        with pytest.raises(UserError, match="augmentation is not in solo-learn 1.0.2"):
-            host.fit_data(make(run_config, folder, crops))
+        for wrong in (NO_CHANGE | {"equalization": {"prob": 0.1}}, {"crop_size": 32}):
+            with pytest.raises(UserError, match="augmentation is not in solo-learn 1.0.2"):
+                host.fit_data(make(run_config, folder, [wrong | {"num_crops": 2}]))
 
     def test_with_dali_puts_the_mixin_first(solo_method, folder, trainer):
         from solo.methods import METHODS
