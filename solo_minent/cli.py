@@ -45,6 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         _say(f"error: {_one_line(error)}", sys.stderr)
         return 2
+    except OSError as error:  # a path that may not be read or written, a full disk
+        if options.debug:
+            raise
+        what = f"{error.strerror or error}: {error.filename or 'no file named'}"
+        _say(
+            f"error: the system refuses a file: {what}. It must be there, readable, and writable "
+            "where results go. Mend that; --debug shows where it happened.",
+            sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         continues = {
             _pretrain: "stopped; the same command continues the run",

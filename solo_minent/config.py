@@ -8,6 +8,7 @@ solo-learn's own YAML files where it has the key.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,13 @@ BYSTANDERS = (
     "checkpoint_every",
     "data.root",
     "data.num_workers",
+    "data.on_corrupt",
     "data.val_images",
     "evaluation.",
 )
+
+
+PATHS = ("data.root", "data.file_list", "output_dir", "folder")
 
 
 @dataclass
@@ -367,11 +372,20 @@ def _merged(name: str, overrides: list[str]) -> DictConfig:
     from omegaconf import OmegaConf
 
     search = f"hydra.searchpath=['file://{RECIPES}']"
-    given = [f"++{line}" if line.startswith(OPEN) else line for line in overrides]
+    given = [_quoted(f"++{line}" if line.startswith(OPEN) else line) for line in overrides]
     composed = compose(name, overrides=[search, *given])
     # Refuses keys beyond the schema, which `+key=value` or a recipe without /schema can bring in.
     plain = OmegaConf.to_container(composed, resolve=True)
     return OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+
+
+def _quoted(override: str) -> str:
+    """A path in quotes, where it has letters that mean something in Hydra's syntax."""
+    key, _, value = override.partition("=")
+    if key not in PATHS or not value or re.fullmatch(r"[\w./~-]+|'.*'|\".*\"", value, re.ASCII):
+        return override
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _explain(error: Exception, name: str, overrides: list[str], source: str) -> str:

@@ -298,3 +298,17 @@ def test_without_solo_learn_everything_says_the_command_that_installs_it(tmp_pat
     assert list(tmp_path.iterdir()) == []
     doctor = python("-c", hidden + call, "doctor", env={**os.environ, "COLUMNS": "160"})
     assert doctor.returncode == 1 and command in doctor.stdout
+
+
+def test_a_file_that_the_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "/locked/train")
+
+    monkeypatch.setattr("solo_minent.prepare.prepare", refuse)
+    words = ["prepare", "custom", "--root", str(tmp_path)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the system refuses a file: Permission denied: /locked/train.")
+    assert len(error.splitlines()) == 1
+    with pytest.raises(PermissionError):
+        main([*words, "--debug"])

@@ -184,3 +184,17 @@ def test_a_run_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{tmp_path} may not be written"):
         check(tmp_path / "runs")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+@pytest.mark.parametrize(
+    "root", ["/data/фото (1), a=b", "/it's here", "/plain/path", "'/quoted one'"]
+)
+def test_a_path_may_have_any_letters(root):
+    config = load_recipe("cifar10/minent", [f"data.root={root}"])
+    assert config.data.root == root.strip("'")
+    assert load_recipe("cifar10/minent", ["data.root=null"]).data.root is None
+
+
+def test_a_run_goes_on_when_corrupt_images_may_be_skipped():
+    old = load_recipe("cifar10/minent")
+    assert differences(old, load_recipe("cifar10/minent", ["data.on_corrupt=skip"])) == []

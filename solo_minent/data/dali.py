@@ -8,7 +8,6 @@ it decodes each image once and makes all of its views.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from solo_minent.data.epochs import EpochSampler, ReadableImages, Resumable, see
 from solo_minent.data.images import ImageSet
 from solo_minent.data.transforms import normalization
 from solo_minent.errors import UserError
+from solo_minent.machine import cores_of_each
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -280,6 +280,7 @@ class DaliLoader(Resumable):
             RuntimeError: the error given, if no image is refused when it is alone.
         """
         flying, self._flying = self._flying, deque()
+        self._pipeline = None
         refused = False
         for batch in flying:
             samples = None
@@ -297,7 +298,6 @@ class DaliLoader(Resumable):
                 vars(batch).update(vars(_collate(samples)))
         if not refused:
             raise error
-        self._pipeline = None
         self._waiting = itertools.chain(flying, self._waiting)
         self._prepare(self._plans)
 
@@ -368,7 +368,5 @@ def _check_installed() -> None:
 
 def _threads(config: RunConfig, device: str) -> tuple[int, int]:
     """(DALI's threads, processes that read) for one process of the run."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // config.devices)
-    wanted = max(1, min(config.data.num_workers, share))
+    wanted = max(1, min(config.data.num_workers, cores_of_each(config.devices)))
     return wanted, 0 if wanted <= 4 and device == "cpu" else max(1, wanted // 4)

@@ -27,6 +27,7 @@ from solo_minent.data.epochs import (
 from solo_minent.data.images import ArrayImages, ImageSet
 from solo_minent.data.transforms import normalization
 from solo_minent.errors import UserError
+from solo_minent.machine import cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,7 +120,7 @@ def load_pixels(readable: ReadableImages) -> tuple[Tensor, np.ndarray]:
         indexes[index] = at
 
     # Decoders let go of the interpreter: threads are enough.
-    with progress_bar() as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress_bar() as bar, ThreadPoolExecutor(cores()) as pool:
         for _ in bar.track(pool.map(fill, range(len(images))), len(images), description="decoding"):
             pass
     return torch.from_numpy(pixels), indexes

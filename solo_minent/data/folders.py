@@ -159,7 +159,7 @@ def select_listed(images: ImageSet, file_list: str | Path, place: str) -> ImageS
 def _read_list(file_list: str | Path) -> list[tuple[int, str]]:
     path = Path(file_list).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(

@@ -6,7 +6,7 @@ Every pretraining loader has `set_epoch`, `sampler`, `state_dict`, `load_state_d
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from solo_minent.data.epochs import (
 from solo_minent.data.images import CorruptImageError, ImageSet
 from solo_minent.data.transforms import eval_transform, multi_view, normalization
 from solo_minent.errors import UserError
+from solo_minent.machine import cores_of_each
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,17 +111,16 @@ def pretrain_loader(config: RunConfig, images: ImageSet | None = None) -> Iterab
         return DeviceLoader(images, config)
     skip = config.data.on_corrupt == "skip"
     dataset = PretrainDataset(images, EpochViews(config), config.seed, skip)
-    workers = num_workers(config)
+    options = _worker_options(config)
+    options["persistent_workers"] = options["num_workers"] > 0
     return EpochLoader(
         dataset,
         batch_size=config.optimizer.batch_size,
         sampler=EpochSampler(dataset, config.seed),
         drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
         generator=torch.Generator().manual_seed(config.seed),
+        **options,
     )
 
 
@@ -155,16 +155,18 @@ class EvalLoader(DataLoader):
     def __iter__(self) -> Iterator[list[Tensor]]:
         left_out = self.dataset.corrupt
         known = len(left_out)
-        for batch, errors in super().__iter__():
-            for error in errors:
-                if not (self.dataset.skip_corrupt and isinstance(error, CorruptImageError)):
-                    raise error
-            left_out.update(error.name for error in errors)
-            if batch is not None:
-                yield batch
-        if len(left_out) > known:
-            some = ", ".join(sorted(left_out)[:3])
-            print(f"left out {len(left_out)} corrupt images, such as {some}", file=sys.stderr)
+        try:
+            for batch, errors in super().__iter__():
+                for error in errors:
+                    if not (self.dataset.skip_corrupt and isinstance(error, CorruptImageError)):
+                        raise error
+                left_out.update(error.name for error in errors)
+                if batch is not None:
+                    yield batch
+        finally:  # Lightning stops asking after the last batch
+            if len(left_out) > known:
+                some = ", ".join(sorted(left_out)[:3])
+                print(f"left out {len(left_out)} corrupt images, such as {some}", file=sys.stderr)
 
 
 def collate_readable(samples: list) -> tuple[list[Tensor] | None, list[UserError]]:
@@ -189,7 +191,6 @@ def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoa
     data = config.data
     if split == "train" and (data.train_images or data.file_list):
         images = chosen_images(config)  # the run's own, not as many others
-        images = images.select(np.flatnonzero(images.targets >= 0)) if images.classes else images
     else:
         subset = data.val_images if split == "test" else None
         images = load_split(data.dataset, data.root, split, subset, SUBSET_SEED, format=data.format)
@@ -198,18 +199,32 @@ def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoa
             f"data set has no labels: {data.root}. An evaluation needs them. Put the images into "
             "one folder a class, train/<class>/<image> and val/<class>/<image>."
         )
+    if (images.targets < 0).any():
+        images = images.select(np.flatnonzero(images.targets >= 0))
     transform = eval_transform(data.dataset, data.image_size, *normalization(data))
     return EvalLoader(
         TransformedImages(images, transform, data.on_corrupt == "skip"),
         batch_size=batch_size,
-        num_workers=num_workers(config),
         collate_fn=collate_readable,
-        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(config.seed),
+        **_worker_options(config),
     )
 
 
 def num_workers(config: RunConfig) -> int:
     """The workers of this process; those of all processes of a node never outnumber its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(config.data.num_workers, max(1, (cores or 1) // config.devices))
+    return min(config.data.num_workers, cores_of_each(config.devices))
+
+
+def _worker_options(config: RunConfig) -> dict[str, Any]:
+    """How the worker processes of a PyTorch loader start.
+
+    A process that has run DALI must not be forked: a lock that one of DALI's threads holds at that
+    moment is held in the child for ever.
+    """
+    workers = num_workers(config)
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    dali = config.data.format == "dali" or "solo_minent.data.dali" in sys.modules
+    if workers and dali and "forkserver" in multiprocessing.get_all_start_methods():
+        options |= {"multiprocessing_context": "forkserver", "persistent_workers": True}
+    return options

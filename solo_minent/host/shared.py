@@ -115,8 +115,9 @@ def augmentations(config: Any) -> list[DictConfig]:
     """
     pipelines = OmegaConf.create(list(config.augmentations))
     for pipeline in pipelines:
-        for name in [key for key in pipeline if key != "rrc"]:
-            if OmegaConf.select(pipeline, f"{name}.enabled") is False:
+        sections = [key for key in pipeline if isinstance(pipeline[key], DictConfig)]
+        for name in sections:
+            if name != "rrc" and pipeline[name].get("enabled") is False:
                 del pipeline[name]
         if not pipeline.get("rrc"):
             pipeline.rrc = {"enabled": False}

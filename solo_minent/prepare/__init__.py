@@ -66,7 +66,7 @@ def prepare(
         UserError: bad input, no network, a damaged archive, no space, a wrong layout or count, a
             corrupt image. The message says what to do.
     """
-    job = _job(dataset, root, source, classes)
+    job = _job(dataset, root, source, classes, h5)
     try:
         place, names = _bring(job)
         shutil.rmtree(job.staging, ignore_errors=True)  # archives that are not needed any more
@@ -115,12 +115,16 @@ def print_prepared(prepared: Prepared) -> None:
 
 
 def _job(
-    dataset: str, root: str | Path | None, source: str | Path | None, classes: str | Path | None
+    dataset: str,
+    root: str | Path | None,
+    source: str | Path | None,
+    classes: str | Path | None,
+    h5: bool,
 ) -> Job:
     from solo_minent.data.datasets import check_dataset
 
     check_dataset(dataset)
-    if root is None and dataset != "digits":
+    if root is None and (dataset != "digits" or h5):
         raise UserError(
             f"--root is not set: {dataset} needs a folder. It becomes data.root. "
             f"Run: solo-minent prepare {dataset} --root <folder>"

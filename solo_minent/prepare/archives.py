@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def unpack(job: Job, archive: Path, folder: Path) -> None:
     try:
         with safe_tar():
             extract_archive(str(archive), str(folder))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         shutil.rmtree(folder)
         _remove_empty(job.staging)
         raise UserError(

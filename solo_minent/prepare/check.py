@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from solo_minent.console import progress_bar
 from solo_minent.errors import UserError
+from solo_minent.machine import cores
 
 if TYPE_CHECKING:
     from solo_minent.data.datasets import ImageSet
@@ -139,7 +139,7 @@ def find_corrupt(images: ImageSet, title: str, workers: int | None = None) -> li
     """
     from torch.utils.data import DataLoader
 
-    workers = _cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     loader = DataLoader(
         _Decoded(images), batch_size=BATCH, num_workers=workers, collate_fn=_failures
     )
@@ -180,9 +180,3 @@ class _Decoded:
 
 def _failures(batch: list[str | None]) -> list[str]:
     return [name for name in batch if name is not None]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

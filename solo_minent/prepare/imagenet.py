@@ -99,7 +99,7 @@ def class_list(job: Job) -> list[str]:
     """
     path = job.classes or STANDARD
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read the class list: {path} ({error}). It has one class folder a line. "
@@ -181,7 +181,8 @@ def _check_links(job: Job, links: dict[Path, Path]) -> None:
     wrong = [
         link
         for link, target in links.items()
-        if os.path.lexists(link) and not (link.is_symlink() and link.resolve() == target.resolve())
+        if os.path.lexists(link)
+        and not (link.is_symlink() and os.path.realpath(link) == os.path.realpath(target))
     ]
     for split in SPLITS:
         folder = job.root / split

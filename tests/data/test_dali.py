@@ -379,8 +379,9 @@ def test_what_dali_and_pil_refuse_is_corrupt(run, folder, monkeypatch, skip):
     monkeypatch.setattr(dali, "_plain_size", lambda data: size(data) or (40, 40))
     loader = pretrain_loader(run(on_corrupt=skip))
     if skip == "error":
-        with pytest.raises(CorruptImageError, match=str(path)):
-            epoch(loader, 0)
+        for _ in range(2):  # the second pass starts from a sound pipeline
+            with pytest.raises(CorruptImageError, match=str(path)):
+                epoch(loader, 0)
         return
     indexes = torch.cat([batch[0] for batch in epoch(loader, 0)]).tolist()
     assert loader.readable.corrupt.nonzero().flatten().tolist() == [4]

@@ -163,3 +163,19 @@ def test_an_evaluation_has_the_labelled_images_of_the_run(digits_config, monkeyp
     monkeypatch.setattr(loaders, "load_split", load)
     loader = eval_loader(digits_config(train_images=30), "train")
     assert len(loader.dataset) == 10 and (loader.dataset.images.targets == 1).all()
+
+
+def test_what_an_evaluation_left_out_is_said_when_it_ends_early(folder_config, capsys):
+    """Lightning asks for no batch after the last."""
+    batches = iter(eval_loader(folder_config([23], on_corrupt="skip"), "train", 5))
+    for _ in range(5):
+        next(batches)
+    assert "left out" not in capsys.readouterr().err
+    batches.close()
+    assert "left out 1 corrupt images" in capsys.readouterr().err
+
+
+def test_evaluation_workers_of_a_dali_run_are_not_forked(folder_config):
+    loader = eval_loader(folder_config(format="dali", num_workers=1), "train", 12)
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"
+    assert [len(images) for images, _ in loader] == [12, 12]
