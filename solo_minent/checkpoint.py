@@ -15,7 +15,7 @@ from solo_minent.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 RESULTS_FILE = "results.json"

@@ -12,7 +12,7 @@ from solo_minent.allowed import Range, check_one_of, check_range, check_ranges, 
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from solo_minent.config import DataConfig, RunConfig
+    from solo_minent.schema import DataConfig, RunConfig
 
 CHOICES = {
     "optimizer.name": ("sgd", "lars", "adam", "adamw"),

@@ -20,7 +20,7 @@ from solo_minent.allowed import Range, check_one_of, check_range
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 RECIPE_HELP = "recipe such as cifar10/minent, or a YAML file of your own"
 OVERRIDE_HELP = "Hydra overrides such as max_epochs=10 data.root=/data"

@@ -20,14 +20,7 @@ from torch.utils.data import DataLoader
 from solo_minent import host
 from solo_minent.backbones import build_backbone
 from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_json, write_text
-from solo_minent.config import (
-    RunConfig,
-    check_writable,
-    differences,
-    load_run,
-    scaled_lrs,
-    to_yaml,
-)
+from solo_minent.config import check_writable, differences, load_run, scaled_lrs, to_yaml
 from solo_minent.console import quiet_lightning
 from solo_minent.data.images import ImageSet
 from solo_minent.data.loaders import eval_loader, num_workers, pretrain_images, pretrain_loader
@@ -37,6 +30,7 @@ from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import check_knn_k
 from solo_minent.methods import available
 from solo_minent.schedules import lr_factor
+from solo_minent.schema import RunConfig
 from solo_minent.training import CorruptImages, EpochLog, OnlineKNN, SaveLast, WeightDecay
 
 CHECKPOINT = Path("checkpoints/last.ckpt")

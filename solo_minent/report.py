@@ -13,7 +13,7 @@ from rich.table import Table
 
 from solo_minent import __version__
 from solo_minent.checkpoint import add_result, read_results, write_atomic
-from solo_minent.config import RunConfig, check_writable
+from solo_minent.config import check_writable
 from solo_minent.data.datasets import num_classes
 from solo_minent.errors import UserError
 from solo_minent.evaluation.knn import few_shot_1nn, knn_accuracy
@@ -28,6 +28,7 @@ from solo_minent.evaluation.targets import (
     load_target,
 )
 from solo_minent.methods import available
+from solo_minent.schema import RunConfig
 
 SHOTS, TRIALS = 5, 20
 LABELS = {"pixels": "raw pixels", "random": "untrained backbone", "trained": "trained backbone"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from solo_minent.config import SchedulerConfig
+    from solo_minent.schema import SchedulerConfig
 
 NAMES = ("warmup_cosine", "warmup_multistep")
 

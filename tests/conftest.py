@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from solo_minent.config import RunConfig, load_recipe
+from solo_minent.config import load_recipe
+from solo_minent.schema import RunConfig
 
 # Seconds instead of minutes: a few digits, a narrow network, one worker-less loader.
 TINY = [

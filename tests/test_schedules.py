@@ -2,9 +2,10 @@
 
 import pytest
 
-from solo_minent.config import SchedulerConfig, load_recipe
+from solo_minent.config import load_recipe
 from solo_minent.errors import UserError
 from solo_minent.schedules import cosine, lr_factor
+from solo_minent.schema import SchedulerConfig
 
 # serdarozsoy/corinfomax-ssl @ c0b917e, learning rate of an epoch counted from 1.
 CORINFOMAX = {

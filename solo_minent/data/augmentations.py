@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 Pair = tuple[float, float]
 

@@ -31,7 +31,7 @@ from solo_minent.machine import cores_of_each
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 _DEPTH = 3  # batches under way: DALI works on two while the model trains on another
 

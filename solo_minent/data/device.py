@@ -32,7 +32,7 @@ from solo_minent.machine import cores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 GIB = 2**30
 

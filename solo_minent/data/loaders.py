@@ -32,7 +32,7 @@ from solo_minent.machine import cores_of_each
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 # Subsets are part of the data: runs with different seeds see the same images.
 SUBSET_SEED = 0

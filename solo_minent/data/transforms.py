@@ -18,8 +18,8 @@ from solo_minent.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from solo_minent.config import DataConfig
     from solo_minent.data.augmentations import Operation, View
+    from solo_minent.schema import DataConfig
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # (mean, std) of each channel in [0, 1]. CIFAR, STL-10, Tiny-ImageNet: MinEnt's constants.

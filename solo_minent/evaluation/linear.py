@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from solo_minent import host
-from solo_minent.config import LinearConfig
 from solo_minent.console import progress_bar, quiet_lightning
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import Features
+from solo_minent.schema import LinearConfig
 
 
 class ExponentialDecay(Callback):

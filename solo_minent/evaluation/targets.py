@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from solo_minent.allowed import Range, check_range
 from solo_minent.backbones import build_backbone
 from solo_minent.checkpoint import BACKBONE_FILE, load_backbone, sha256
-from solo_minent.config import RunConfig
 from solo_minent.data.loaders import eval_loader
 from solo_minent.errors import UserError
 from solo_minent.evaluation.features import extract_features
+from solo_minent.schema import RunConfig
 
 KINDS = ("trained", "random", "pixels")
 

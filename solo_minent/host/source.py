@@ -36,7 +36,7 @@ from solo_minent.host.shared import LINEAR_SCHEDULERS, LinearConfig
 from solo_minent.methods.base import SSLMethod
 
 if TYPE_CHECKING:
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 with imports.quietly(), registry.importing("timm_registry"):
     import solo.args.linear

@@ -11,7 +11,7 @@ from solo_minent.errors import UserError
 from solo_minent.host import shared
 
 if TYPE_CHECKING:
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 _SECTIONS = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equalization")
 

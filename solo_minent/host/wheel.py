@@ -32,7 +32,7 @@ from solo_minent.host.wheel_compat import METHODS, auto_umap, checkpointer, dali
 from solo_minent.methods.base import SSLMethod
 
 if TYPE_CHECKING:
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 __all__ = [
     "LinearConfig",

@@ -15,7 +15,7 @@ from solo_minent.host import shared
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from solo_minent.config import RunConfig
+    from solo_minent.schema import RunConfig
 
 
 def on_cpu(original: type) -> type:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solo_minent.config import DataConfig, OptimizerConfig, RunConfig
+from solo_minent.schema import DataConfig, OptimizerConfig, RunConfig
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_minent.config import DaliConfig, DataConfig, OptimizerConfig, RunConfig
 from solo_minent.data import dali, epochs
 from solo_minent.data.dali import DaliLoader
 from solo_minent.data.images import ArrayImages, CorruptImageError
 from solo_minent.data.loaders import pretrain_loader
 from solo_minent.errors import UserError
+from solo_minent.schema import DaliConfig, DataConfig, OptimizerConfig, RunConfig
 
 CROP = {"rrc": {"crop_min_scale": 0.2}, "horizontal_flip": {"prob": 0.5}}
 JITTER = {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_minent.config import DataConfig, OptimizerConfig, RunConfig
 from solo_minent.console import quiet_lightning
 from solo_minent.data import device, epochs
 from solo_minent.data.device import DeviceLoader
 from solo_minent.data.images import CorruptImageError
 from solo_minent.data.loaders import pretrain_loader
 from solo_minent.errors import UserError
+from solo_minent.schema import DataConfig, OptimizerConfig, RunConfig
 
 
 @pytest.fixture

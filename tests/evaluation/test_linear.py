@@ -7,10 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from solo_minent.config import LinearConfig
 from solo_minent.errors import UserError
 from solo_minent.evaluation.linear import linear_accuracy
 from solo_minent.evaluation.targets import Features
+from solo_minent.schema import LinearConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from solo_minent import host
-from solo_minent.config import DataConfig, OptimizerConfig, RunConfig, SchedulerConfig
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
+from solo_minent.schema import DataConfig, OptimizerConfig, RunConfig, SchedulerConfig
 
 torch.set_num_threads(1)
 

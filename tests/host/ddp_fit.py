@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from solo_minent import host
-from solo_minent.config import DataConfig, OptimizerConfig, RunConfig
 from solo_minent.methods.base import SSLMethod
+from solo_minent.schema import DataConfig, OptimizerConfig, RunConfig
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from solo_minent import host
-from solo_minent.config import DataConfig, OptimizerConfig, RunConfig
 from solo_minent.methods.base import SSLMethod, mlp
+from solo_minent.schema import DataConfig, OptimizerConfig, RunConfig
 
 torch.set_num_threads(1)
 
