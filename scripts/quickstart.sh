@@ -22,4 +22,4 @@ esac
 bash scripts/setup.sh
 solo_minent=.venv/bin/solo-minent
 "$solo_minent" pretrain --recipe "digits/$method" "$@"
-"$solo_minent" report --recipe "digits/$method" "$@"
+"$solo_minent" report --evaluate --recipe "digits/$method" "$@"

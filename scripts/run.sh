@@ -24,5 +24,7 @@ esac
 
 "$solo_minent" pretrain --recipe "$recipe" "$@"
 for command in ${EVALUATE-$evaluate}; do
-  "$solo_minent" "$command" --recipe "$recipe" "$@"
+  options=()
+  [ "$command" != report ] || options=(--evaluate)
+  "$solo_minent" "$command" --recipe "$recipe" ${options[@]+"${options[@]}"} "$@"
 done

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv with the tested stack, solo-learn 1.0.2 and this checkout. Run again: does what is left.
 #   PYTHON=python3.12 bash scripts/setup.sh      another interpreter (3.10 or newer)
-#   EXTRAS=all bash scripts/setup.sh             further extras of setup.py (default: dev,dali,h5)
+#   EXTRAS=all bash scripts/setup.sh             further extras of setup.py (default: dev,dali,h5,umap,detect)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
-EXTRAS=${EXTRAS:-dev,dali,h5}
+EXTRAS=${EXTRAS:-dev,dali,h5,umap,detect}
 VENV=${VENV:-.venv}
 
 say() { printf '[setup] %s\n' "$*"; }

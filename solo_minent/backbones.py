@@ -62,6 +62,23 @@ def build_backbone(name: str, stem: str | None = None, **kwargs: Any) -> nn.Modu
     return model
 
 
+def stem_of(backbone: nn.Module) -> str | None:
+    """The name in `STEMS` of what a ResNet begins with; None if it is of another kind."""
+    conv, pool = getattr(backbone, "conv1", None), getattr(backbone, "maxpool", None)
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != 3 or conv.bias is not None:
+        return None
+    pooled = isinstance(pool, nn.MaxPool2d)
+    if pooled and (pool.kernel_size, pool.stride, pool.padding) != (3, 2, 1):
+        return None
+    if not pooled and not isinstance(pool, nn.Identity):
+        return None
+    shape = (conv.kernel_size, conv.stride, conv.padding)
+    for name, stem in STEMS.items():
+        if (shape, pooled) == (tuple((side, side) for side in stem[:3]), stem.max_pool):
+            return name
+    return None
+
+
 def _torchvision_resnet(name: str, kwargs: dict[str, Any]) -> nn.Module:
     from torchvision import models
 

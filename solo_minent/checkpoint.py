@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, loaded strictly and without pickle."""
+"""Files of a run: written whole or not at all (`solo_minent.weights` reads weights)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from solo_minent.schema import RunConfig
 
 BACKBONE_FILE = "backbone.safetensors"
+CHECKPOINT_FILE = Path("checkpoints/last.ckpt")
 RESULTS_FILE = "results.json"
 
 
@@ -56,8 +57,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hex digest of a file, read piece by piece."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> None:
@@ -78,50 +83,6 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def load_backbone(path: Path, backbone: nn.Module) -> str:
-    """Loads exported weights into a backbone, all of them or none.
-
-    Args:
-        path: file that `save_backbone` wrote.
-        backbone: module of the same architecture.
-
-    Returns:
-        A line such as `loaded 122/122 tensors`.
-
-    Raises:
-        UserError: no file, not a safetensors file, or names or shapes that differ.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(
-            f"backbone weights are missing: {path}. A finished run folder holds {BACKBONE_FILE}. "
-            "Finish the run by starting solo-minent pretrain again with the same arguments."
-        )
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"backbone weights are damaged: {path} ({error}). A safetensors file was expected. "
-            "Download or export the file again."
-        ) from error
-    own = backbone.state_dict()
-    wrong = sorted(
-        key
-        for key in own.keys() | state.keys()
-        if key not in own or key not in state or own[key].shape != state[key].shape
-    )
-    if wrong:
-        raise UserError(
-            f"backbone weights do not fit: {path}, {len(wrong)} of {len(own)} tensors differ in "
-            f"name or shape, first {wrong[0]}. The architecture must be the one that was trained. "
-            "Set backbone.name, backbone.stem and backbone.kwargs as in the run's config.yaml."
-        )
-    backbone.load_state_dict(state)
-    return f"loaded {len(state)}/{len(own)} tensors"
 
 
 def read_results(run_dir: Path) -> list[dict[str, Any]]:
@@ -147,12 +108,14 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def add_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Adds one result to the folder's `results.json`; the same protocol and target is replaced.
+    """Adds one result to the folder's `results.json`.
+
+    It replaces one of the same target, evaluation, data set and protocol.
 
     Raises:
         UserError: the file that is there is no list of results.
     """
-    same = ("target", "protocol")
+    same = ("target", "evaluation", "dataset", "protocol")
     results = [
         r for r in read_results(run_dir) if any(r.get(key) != result.get(key) for key in same)
     ]

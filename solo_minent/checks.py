@@ -6,13 +6,20 @@ import inspect
 import math
 import re
 from dataclasses import asdict, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from solo_minent.allowed import Range, check_one_of, check_range, check_ranges, reason
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
-    from solo_minent.schema import DataConfig, RunConfig
+    from solo_minent.schema import (
+        DataConfig,
+        DetectConfig,
+        FinetuneConfig,
+        LinearConfig,
+        RunConfig,
+    )
 
 CHOICES = {
     "optimizer.name": ("sgd", "lars", "adam", "adamw"),
@@ -22,6 +29,20 @@ CHOICES = {
     "data.on_corrupt": ("error", "skip"),
     "dali.device": ("auto", "cpu", "gpu"),
     "dali.pipeline": ("own", "solo"),
+    "evaluation.precision": ("32", "tf32", "bf16-mixed", "16-mixed", "auto"),
+    "evaluation.linear.optimizer": ("sgd", "adam", "adamw", "larc"),
+    "evaluation.linear.scheduler": ("exponential", "cosine", "step"),
+    "evaluation.linear.head_norm": ("none", "batchnorm"),
+    "evaluation.linear.init": ("default", "normal"),
+    "evaluation.linear.interpolation": ("bilinear", "bicubic"),
+    "evaluation.finetune.optimizer": ("sgd", "adam", "adamw", "larc"),
+    "evaluation.finetune.scheduler": ("cosine", "step"),
+    "evaluation.finetune.head_norm": ("none", "batchnorm"),
+    "evaluation.finetune.init": ("default", "normal"),
+    "evaluation.finetune.interpolation": ("bilinear", "bicubic"),
+    "evaluation.finetune.precision": ("32", "tf32", "bf16-mixed", "16-mixed", "auto"),
+    "evaluation.detect.head": ("c4", "fpn"),
+    "evaluation.detect.box_head": ("4conv1fc", "2fc"),
 }
 RANGES = {
     "max_epochs": Range(1, 100),
@@ -29,6 +50,7 @@ RANGES = {
     "num_nodes": Range(1, 1),
     "accumulate_grad_batches": Range(1, 1),
     "checkpoint_every": Range(1, 1),
+    "monitor_every": Range(0, 50),
     "gradient_clip_val": Range(0, "null", above=True),
     "late_epoch": Range(0, "null"),
     "seed": Range(0, 0, high=2**32 - 1),
@@ -53,10 +75,37 @@ RANGES = {
     "evaluation.knn_every": Range(0, 10),
     "evaluation.knn_k": Range(1, 5),
     "evaluation.linear.max_epochs": Range(1, 500),
-    "evaluation.linear.batch_size": Range(1, 1000),
-    "evaluation.linear.lr": Range(0, 0.01, above=True),
-    "evaluation.linear.final_lr": Range(0, 1e-6, above=True),
+    "evaluation.linear.batch_size": Range(2, 1000),
+    "evaluation.linear.momentum": Range(0, 0.9, high=1, below=True),
     "evaluation.linear.weight_decay": Range(0, 0),
+    "evaluation.linear.lr": Range(0, 0.01, above=True),
+    "evaluation.linear.final_lr": Range(0, 1e-6),
+    "evaluation.linear.gamma": Range(0, 0.1, high=1, above=True),
+    "evaluation.linear.resize": Range(224, 256),
+    "evaluation.linear.blocks": Range(0, 0),
+    "evaluation.linear.sweep_part": Range(0, 0.1, high=0.5, above=True),
+    "evaluation.finetune.max_epochs": Range(1, 30),
+    "evaluation.finetune.batch_size": Range(2, 256),
+    "evaluation.finetune.momentum": Range(0, 0.9, high=1, below=True),
+    "evaluation.finetune.weight_decay": Range(0, 0),
+    "evaluation.finetune.lr": Range(0, 0.2, above=True),
+    "evaluation.finetune.backbone_lr": Range(0, 0.01, above=True),
+    "evaluation.finetune.gamma": Range(0, 0.1, high=1, above=True),
+    "evaluation.finetune.backbone_gamma": Range(0, 0.1, high=1, above=True),
+    "evaluation.finetune.resize": Range(224, 256),
+    "evaluation.detect.steps": Range(1, 24000),
+    "evaluation.detect.batch_size": Range(1, 16),
+    "evaluation.detect.lr": Range(0, 0.02, above=True),
+    "evaluation.detect.momentum": Range(0, 0.9, high=1, below=True),
+    "evaluation.detect.weight_decay": Range(0, 0.0001),
+    "evaluation.detect.weight_decay_norm": Range(0, 0),
+    "evaluation.detect.warmup_steps": Range(0, 100),
+    "evaluation.detect.warmup_factor": Range(0, 0.001, high=1),
+    "evaluation.detect.gamma": Range(0, 0.1, high=1, above=True),
+    "evaluation.detect.max_size": Range(32, 1333),
+    "evaluation.detect.test_size": Range(32, 800),
+    "evaluation.detect.precise_bn": Range(0, 200),
+    "evaluation.detect.checkpoint_every": Range(1, 1000),
 }
 OWN_KEYS = ("lr", "weight_decay")  # of an optimiser, that the configuration has elsewhere
 
@@ -76,9 +125,11 @@ def check(config: RunConfig) -> RunConfig:
     method = methods[config.method]
     config = replace(config, method_kwargs=_method_kwargs(method, config.method_kwargs))
     for key, allowed in CHOICES.items():
-        part, _, name = key.rpartition(".")
-        check_one_of(key, getattr(getattr(config, part) if part else config, name), allowed)
+        check_one_of(key, attrgetter(key)(config), allowed)
     check_ranges(config, RANGES)
+    check_training("evaluation.linear", config.evaluation.linear)
+    check_training("evaluation.finetune", config.evaluation.finetune)
+    _check_detect(config.evaluation.detect)
     _check_name(config.name)
     check_dataset(config.data.dataset)
     _check_normalization(config.data)
@@ -97,6 +148,46 @@ def check(config: RunConfig) -> RunConfig:
     lr_factor(config.scheduler, config.optimizer.lr, 1, config.max_epochs)  # checks the scheduler
     _check_augmentations(config, method)
     return config
+
+
+def check_training(prefix: str, settings: LinearConfig | FinetuneConfig) -> None:
+    """Checks what no single range says of a linear evaluation or a fine-tuning.
+
+    Args:
+        prefix: where it stands in the configuration, such as `evaluation.linear`.
+        settings: its values.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    scale = settings.crop_scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(
+            f"{prefix}.crop_scale is no range of shares: {scale}. It is the smallest and the "
+            f"largest share of an image in a crop. Set {prefix}.crop_scale=[0.08,1.0]."
+        )
+    for epoch in settings.lr_decay_epochs:
+        check_range(f"{prefix}.lr_decay_epochs", epoch, Range(1, "[]"))
+    for rate in getattr(settings, "sweep", ()):
+        check_range(f"{prefix}.sweep", rate, Range(0, "[]", above=True))
+    if settings.scheduler == "exponential" and not settings.final_lr:
+        raise UserError(
+            f"{prefix}.final_lr is no end of an exponential: {settings.final_lr}. It is above 0 "
+            f"there. Set {prefix}.final_lr=1e-6, or {prefix}.scheduler=cosine."
+        )
+
+
+def _check_detect(settings: DetectConfig) -> None:
+    key = "evaluation.detect"
+    if not settings.min_sizes:
+        raise UserError(
+            f"{key}.min_sizes are none: []. One short side is drawn for each image. "
+            f"Set {key}.min_sizes=[800]."
+        )
+    for size in settings.min_sizes:
+        check_range(f"{key}.min_sizes", size, Range(32, "[800]", high=settings.max_size))
+    for step in settings.lr_steps:
+        check_range(f"{key}.lr_steps", step, Range(1, "[]"))
 
 
 def _method_kwargs(method: type, given: dict[str, Any]) -> dict[str, Any]:

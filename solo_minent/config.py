@@ -7,6 +7,7 @@ keys.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import asdict, is_dataclass, replace
@@ -35,6 +36,7 @@ BYSTANDERS = (
     "output_dir",
     "folder",
     "checkpoint_every",
+    "monitor_every",
     "data.root",
     "data.num_workers",
     "data.on_corrupt",
@@ -51,6 +53,31 @@ def recipes() -> list[str]:
     files = sorted(RECIPES.glob("*/*.yaml"))
     names = [str(file.relative_to(RECIPES).with_suffix("")) for file in files]
     return [name for name in names if not name.startswith("defaults/")]
+
+
+def protocols(kind: str) -> list[str]:
+    """Names of the evaluation protocols of a kind (linear, finetune, detect) in the package."""
+    return sorted(file.stem for file in (RECIPES / "protocols" / kind).glob("*.yaml"))
+
+
+def protocol(kind: str, name: str) -> list[str]:
+    """The overrides that set `evaluation.<kind>` to a protocol of the package.
+
+    Put those of the user behind them: `load_run(folder, [*protocol("linear", "mec"), *overrides])`.
+
+    Raises:
+        UserError: there is no such protocol.
+    """
+    from omegaconf import OmegaConf
+
+    if name not in protocols(kind):
+        raise UserError(
+            f"protocol of {kind} is unknown: {name}. They are {', '.join(protocols(kind))}. "
+            f"Use --protocol {closest(name, protocols(kind))}."
+        )
+    values = OmegaConf.to_container(OmegaConf.load(RECIPES / "protocols" / kind / f"{name}.yaml"))
+    lines = {"name": name, **values}
+    return [f"evaluation.{kind}.{key}={json.dumps(value)}" for key, value in lines.items()]
 
 
 def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunConfig:

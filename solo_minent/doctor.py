@@ -29,9 +29,10 @@ REQUIRED = (
     "einops",
     "scipy",
     "psutil",
+    "jinja2",
 )
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")  # one of them
-OPTIONAL = ("umap-learn", "h5py")
+OPTIONAL = ("umap-learn", "h5py", "pycocotools")
 
 
 @dataclass(frozen=True)

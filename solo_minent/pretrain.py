@@ -29,6 +29,7 @@ from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import check_knn_k
 from solo_minent.methods import available
+from solo_minent.monitors import monitors
 from solo_minent.schedules import lr_factor
 from solo_minent.schema import RunConfig
 from solo_minent.training import CorruptImages, EpochLog, OnlineKNN, SaveLast, WeightDecay
@@ -155,7 +156,7 @@ def _callbacks(
         callbacks.append(knn)
     log = EpochLog(config.run_dir / "log.csv", knn, lines)
     save = SaveLast(config.run_dir / CHECKPOINT, config.checkpoint_every)
-    return [*callbacks, log, save]
+    return [*callbacks, *monitors(config), log, save]
 
 
 def _resume_point(config: RunConfig) -> Path | None:

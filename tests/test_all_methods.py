@@ -9,12 +9,13 @@ import torch
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import load_backbone
 from solo_minent.config import load_run
+from solo_minent.evaluation.knn import knn_eval
+from solo_minent.evaluation.linear import linear_eval
 from solo_minent.evaluation.targets import features_of, load_target
 from solo_minent.methods import available
 from solo_minent.pretrain import CHECKPOINT, pretrain
-from solo_minent.report import knn_result, linear_result
+from solo_minent.weights import load_weights
 
 METHODS = sorted(available())
 
@@ -45,7 +46,8 @@ def test_run_from_pretraining_to_evaluation(tiny_run, name):
     checkpoint = torch.load(run_dir / CHECKPOINT, weights_only=True)
     state = host.backbone_state(checkpoint["state_dict"])
     backbone = build_backbone("timm:resnet10t", "small", **config.backbone.kwargs)
-    assert load_backbone(run_dir / "backbone.safetensors", backbone).startswith("loaded ")
+    loaded = load_weights(run_dir / "backbone.safetensors", backbone)
+    assert (loaded.layout, loaded.ignored) == ("solo_minent backbone", {})
     assert state.keys() == backbone.state_dict().keys()
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, state[key]), key
@@ -54,8 +56,8 @@ def test_run_from_pretraining_to_evaluation(tiny_run, name):
     features = features_of(trained, config, progress=False)
     assert features.train.shape == (160, 16) and features.test.shape == (80, 16)
     assert not torch.equal(features.test, features_of(untrained, config, progress=False).test)
-    linear = linear_result(config, trained, features)
-    nearest = knn_result(config, trained, features, k=5)
+    linear = linear_eval(config, trained, progress=False)
+    (nearest,) = knn_eval(config, trained, [5], features=features)
     for result in (linear, nearest):
         hits = result["top1"] * 80 / 100
         assert hits == pytest.approx(round(hits)) and 0 < hits <= 80

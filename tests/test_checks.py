@@ -16,10 +16,20 @@ NOT_FINITE = [
     *("scheduler.warmup_epochs", "scheduler.warmup_start_lr", "scheduler.min_lr"),
     *("scheduler.gamma", "scheduler.restart_lr", "scheduler.restart_warmup_epochs"),
     *("evaluation.linear.lr", "evaluation.linear.final_lr", "evaluation.linear.weight_decay"),
+    *("evaluation.detect.lr", "evaluation.detect.weight_decay", "evaluation.detect.gamma"),
+    *("evaluation.finetune.lr", "evaluation.finetune.backbone_lr", "evaluation.linear.gamma"),
 ]
 TOO_SMALL = {
     **dict.fromkeys(["optimizer.lr", "gradient_clip_val", "scheduler.gamma"], 0),
-    **dict.fromkeys(["evaluation.linear.lr", "evaluation.linear.final_lr"], 0),
+    **dict.fromkeys(["evaluation.linear.lr", "evaluation.linear.gamma"], 0),
+    **dict.fromkeys(["evaluation.finetune.lr", "evaluation.finetune.backbone_lr"], 0),
+    **dict.fromkeys(["evaluation.finetune.gamma", "evaluation.finetune.backbone_gamma"], 0),
+    **dict.fromkeys(["evaluation.linear.final_lr", "evaluation.linear.blocks"], -1),
+    **dict.fromkeys(["evaluation.linear.momentum", "evaluation.finetune.momentum"], -0.1),
+    **dict.fromkeys(["evaluation.linear.resize", "evaluation.finetune.resize"], 223),
+    **dict.fromkeys(["evaluation.finetune.max_epochs", "evaluation.linear.sweep_part"], 0),
+    "evaluation.finetune.batch_size": 1,
+    "evaluation.finetune.weight_decay": -1,
     **dict.fromkeys(["scheduler.restart_lr", "scheduler.restart_epoch"], 0),
     **dict.fromkeys(["max_epochs", "devices", "num_nodes", "accumulate_grad_batches"], 0),
     **dict.fromkeys(["checkpoint_every", "evaluation.batch_size", "evaluation.knn_k"], 0),
@@ -30,6 +40,16 @@ TOO_SMALL = {
     **dict.fromkeys(["scheduler.warmup_epochs", "scheduler.warmup_steps"], -1),
     **dict.fromkeys(["scheduler.warmup_start_lr", "scheduler.min_lr"], -1),
     **dict.fromkeys(["scheduler.restart_warmup_epochs", "evaluation.knn_every"], -1),
+    "monitor_every": -1,
+    **{
+        f"evaluation.detect.{key}": value
+        for value, keys in {
+            0: "steps batch_size lr gamma checkpoint_every",
+            -1: "momentum weight_decay weight_decay_norm warmup_steps warmup_factor precise_bn",
+            31: "max_size test_size",
+        }.items()
+        for key in keys.split()
+    },
     "optimizer.weight_decay_end": -1,
     "late_epoch": -1,
     "optimizer.batch_size": 1,
@@ -126,6 +146,12 @@ def test_words_that_are_none_of_the_choices(key):
             "data.image_size=32 or augmentations.0.crop_size=64.",
         ),
         ({"method_kwargs.eps": math.nan}, "method_kwargs.eps is out of range: nan"),
+        ({"evaluation.linear.sweep": [0.1, 0.0]}, "evaluation.linear.sweep is out of range: 0.0"),
+        ({"evaluation.linear.sweep": [math.nan]}, "evaluation.linear.sweep is out of range: nan"),
+        ({"evaluation.linear.crop_scale": [0.5, 0.1]}, "no range of shares: [0.5, 0.1]"),
+        ({"evaluation.finetune.crop_scale": [0.1]}, "no range of shares: [0.1]"),
+        ({"evaluation.linear.final_lr": 0.0}, "final_lr is no end of an exponential: 0.0"),
+        ({"evaluation.finetune.lr_decay_epochs": [0]}, "lr_decay_epochs is out of range: 0"),
         ({"method_kwargs.hidden_dim": None}, "method_kwargs do not suit mec: Incompatible value"),
     ],
 )

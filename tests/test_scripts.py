@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from solo_minent.cli import _config, _parse
+from solo_minent.cli.configs import one_config
+from solo_minent.cli.parser import parse
 from solo_minent.config import load_recipe, recipes
 from solo_minent.methods import available
 
@@ -27,7 +28,7 @@ def bash(script, *arguments, **environment):
 def composed(line):
     """(command, configuration) of a line `pretrain --recipe … key=value`."""
     name, *rest = line.split()
-    return name, _config(_parse([name, *rest]))
+    return name, one_config(parse([name, *rest]))
 
 
 def commands(script, *arguments, **environment):

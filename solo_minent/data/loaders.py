@@ -176,14 +176,13 @@ def collate_readable(samples: list) -> tuple[list[Tensor] | None, list[UserError
     return (default_collate(good) if good else None), errors
 
 
-def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoader:
-    """Batches `[images (B, 3, S, S), targets (B,)]` of a labelled split, in order, to the last one.
+def labelled_images(config: RunConfig, split: str) -> ImageSet:
+    """The images with labels of a split that evaluations use.
 
     Args:
         config: of the run.
         split: `train` (its `data.train_images` subset and `data.file_list`) or `test` (its
             `data.val_images` subset).
-        batch_size: images of a batch.
 
     Raises:
         UserError: the data is missing, wrongly laid out or has no labels.
@@ -201,13 +200,49 @@ def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoa
         )
     if (images.targets < 0).any():
         images = images.select(np.flatnonzero(images.targets >= 0))
+    return images
+
+
+def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoader:
+    """Batches `[images (B, 3, S, S), targets (B,)]` of `labelled_images` under the test transform.
+
+    In order, to the last image.
+
+    Args:
+        config: of the run.
+        split: `train` or `test`.
+        batch_size: images of a batch.
+
+    Raises:
+        UserError: as `labelled_images`.
+    """
+    data = config.data
     transform = eval_transform(data.dataset, data.image_size, *normalization(data))
+    return image_loader(config, labelled_images(config, split), transform, batch_size)
+
+
+def image_loader(
+    config: RunConfig,
+    images: ImageSet,
+    transform: Callable[[Image], Tensor],
+    batch_size: int,
+    **options: Any,
+) -> EvalLoader:
+    """Batches `[images (B, 3, S, S), targets (B,)]` of any images under any transform.
+
+    Args:
+        config: its workers, seed and `data.on_corrupt` are used.
+        images: what to read.
+        transform: RGB PIL image -> float32 (3, S, S).
+        batch_size: images of a batch.
+        options: further arguments of `torch.utils.data.DataLoader`, such as shuffle or sampler.
+    """
     return EvalLoader(
-        TransformedImages(images, transform, data.on_corrupt == "skip"),
+        TransformedImages(images, transform, config.data.on_corrupt == "skip"),
         batch_size=batch_size,
         collate_fn=collate_readable,
         generator=torch.Generator().manual_seed(config.seed),
-        **_worker_options(config),
+        **(_worker_options(config) | options),
     )
 
 

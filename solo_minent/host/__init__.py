@@ -12,7 +12,7 @@ one of the names below is used for the first time.
     build_method(config, backbone, lr_factor=None, *, num_classes, online_knn=None)
     fit_data(config): keywords for `Trainer.fit` from solo-learn's own loaders
     callbacks(config, umap=False): solo-learn's checkpointer and UMAP callback
-    linear_probe(backbone, linear_config): solo-learn's linear evaluation
+    linear_probe(backbone, linear_config, …): solo-learn's linear evaluation
     LinearConfig: its hyper-parameters
     backbone_state(state_dict): the weights of the backbone alone
 """

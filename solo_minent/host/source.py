@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
 from solo_minent.errors import UserError
@@ -30,6 +31,7 @@ from solo_minent.host.module import (
     put_into,
     rng_untouched,
 )
+from solo_minent.host.probe import probe_class
 from solo_minent.host.registry import adaptation
 from solo_minent.host.schedulers import PlainState
 from solo_minent.host.shared import LINEAR_SCHEDULERS, LinearConfig
@@ -293,12 +295,21 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
     return source_data.fit_data(config)
 
 
-def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningModule:
+def linear_probe(
+    backbone: nn.Module,
+    linear_config: LinearConfig,
+    classifier: nn.Module | None = None,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
+) -> LightningModule:
     """solo-learn's linear evaluation of a frozen backbone.
 
     Args:
         backbone: images (B, 3, H, W) -> features (B, num_features), with `num_features`.
         linear_config: its hyper-parameters.
+        classifier: features (B, num_features) -> logits (B, C), see `ProbeModule`; None for a
+            linear layer.
+        make_optimizer: classifier -> its optimiser, without a scheduler, and no metrics of training
+            steps; None for solo-learn's.
 
     Raises:
         UserError: unknown optimiser or scheduler.
@@ -323,6 +334,8 @@ def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningM
         },
         "performance": {"disable_channel_last": True},
     }
-    module = METHODS["linear"](backbone, OmegaConf.create(cfg))
-    module.classifier = nn.Linear(backbone.num_features, linear_config.num_classes)
+    module = probe_class(METHODS["linear"])(backbone, OmegaConf.create(cfg))
+    if classifier is None:
+        classifier = nn.Linear(backbone.num_features, linear_config.num_classes)
+    module.classifier, module.make_optimizer = classifier, make_optimizer
     return module

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.optim import Optimizer
 
 from solo_minent.errors import UserError
 from solo_minent.host import shared
@@ -27,6 +28,7 @@ from solo_minent.host.module import (
     rng_untouched,
     without_weight_decay,
 )
+from solo_minent.host.probe import probe_class
 from solo_minent.host.shared import LINEAR_SCHEDULERS, LinearConfig
 from solo_minent.host.wheel_compat import METHODS, auto_umap, checkpointer, dali
 from solo_minent.methods.base import SSLMethod
@@ -235,12 +237,21 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
     return wheel_data.fit_data(config)
 
 
-def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningModule:
+def linear_probe(
+    backbone: nn.Module,
+    linear_config: LinearConfig,
+    classifier: nn.Module | None = None,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
+) -> LightningModule:
     """solo-learn's linear evaluation of a frozen backbone.
 
     Args:
         backbone: images (B, 3, H, W) -> features (B, num_features), with `num_features`.
         linear_config: its hyper-parameters.
+        classifier: features (B, num_features) -> logits (B, C), see `ProbeModule`; None for a
+            linear layer.
+        make_optimizer: classifier -> its optimiser, without a scheduler, and no metrics of training
+            steps; None for solo-learn's.
 
     Raises:
         UserError: unknown optimiser or scheduler.
@@ -254,7 +265,7 @@ def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningM
             "optimizer_kwargs are fixed in solo-learn 1.0.2's linear evaluation: eta, clip_lr. "
             "They are 0.001 and False there. Remove them."
         )
-    module = METHODS["linear"](
+    module = probe_class(METHODS["linear"])(
         backbone,
         num_classes=linear_config.num_classes,
         max_epochs=linear_config.max_epochs,
@@ -265,5 +276,7 @@ def linear_probe(backbone: nn.Module, linear_config: LinearConfig) -> LightningM
         lr_decay_steps=list(linear_config.lr_decay_steps),
         **kwargs,
     )
-    module.classifier = nn.Linear(backbone.num_features, linear_config.num_classes)
+    if classifier is None:
+        classifier = nn.Linear(backbone.num_features, linear_config.num_classes)
+    module.classifier, module.make_optimizer = classifier, make_optimizer
     return module

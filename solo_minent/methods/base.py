@@ -7,7 +7,8 @@ one file in this folder with one `SSLMethod` subclass; nothing that exists has t
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -47,12 +48,14 @@ class Views:
         teacher_z: teacher projector outputs of the large crops, without gradient; empty where the
             method has no teacher.
         num_large: how many of the views are large crops.
+        made: what `ssl_loss` made of them on the way, by name, for an observer to look at.
     """
 
     feats: list[Tensor]
     z: list[Any]
     teacher_z: list[Any]
     num_large: int
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 class SSLMethod:
@@ -70,6 +73,8 @@ class SSLMethod:
         joint_projection: whether the projector takes the list of all views at once and returns a
             list, so that its batch norms pool their statistics over views.
         monitors: terms of `ssl_loss` that tell a healthy run from a collapsing one.
+        observer: called with the method, the views and the progress after each loss, if set; it
+            must change none of them.
         projector: module from (B, features_dim) to what the loss takes; made by `build`.
     """
 
@@ -79,6 +84,7 @@ class SSLMethod:
     multicrop: ClassVar[bool] = False
     joint_projection: ClassVar[bool] = False
     monitors: ClassVar[tuple[str, ...]] = ()
+    observer: Callable[[SSLMethod, Views, Progress], None] | None = None
     projector: nn.Module
 
     # Hooks of a method.
@@ -130,7 +136,11 @@ class SSLMethod:
                 teacher_feats = [self.teacher_backbone(crop) for crop in large]
                 teacher_z = self._project(self.teacher_projector, teacher_feats)
         z = self._project(self.projector, feats)
-        return self.ssl_loss(Views(feats, z, teacher_z, self.num_large_crops), progress)
+        views = Views(feats, z, teacher_z, self.num_large_crops)
+        terms = self.ssl_loss(views, progress)
+        if self.observer is not None:
+            self.observer(self, views, progress)
+        return terms
 
     def _project(self, projector: nn.Module, feats: list[Tensor]) -> list[Any]:
         if self.joint_projection:

@@ -104,7 +104,7 @@ class MEC(SSLMethod):
         return start + (final - start) * progress.step / last
 
     def ssl_loss(self, views: Views, progress: Progress) -> dict[str, Tensor]:
-        z1, z2 = (self.predictor(z) for z in views.z)
+        z1, z2 = views.made["predicted"] = [self.predictor(z) for z in views.z]
         m, d = len(z1) * world_size(), self.params.output_dim
         lamda_inv = self.lamda_inv(m, progress)
         loss = mec_loss_func(z1, z2, *views.teacher_z, lamda_inv, self.params.order)

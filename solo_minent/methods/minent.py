@@ -71,6 +71,7 @@ class MinEnt(SSLMethod):
 
     def ssl_loss(self, views: Views, progress: Progress) -> dict[str, Tensor]:
         targets = [minent_targets(g, self.params.norm) for g in views.z]
+        views.made["targets"] = targets
         terms = minent_loss_terms(*views.z, self.params.norm, targets)
         heads = list(self.params.heads)
         entropy = target_entropy([torch.cat(both) for both in zip(*targets, strict=True)], heads)

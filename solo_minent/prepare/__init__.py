@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 from solo_minent.errors import UserError
 from solo_minent.prepare.archives import Job, check_room
 from solo_minent.prepare.check import Row, check_counts, check_decodes, load_all
+from solo_minent.prepare.lists import prepare_lists
 
 if TYPE_CHECKING:
     from solo_minent.data.datasets import ImageSet
@@ -34,6 +35,7 @@ class Prepared:
         rows: what each split holds.
         decoded: every image was decoded.
         h5: files that were written.
+        lists: SimCLR's file lists, for `data.file_list`.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class Prepared:
     rows: list[Row]
     decoded: bool
     h5: list[Path]
+    lists: list[Path] = field(default_factory=list)
 
 
 def prepare(
@@ -50,6 +53,7 @@ def prepare(
     classes: str | Path | None = None,
     verify: bool = False,
     h5: bool = False,
+    lists: bool = False,
 ) -> Prepared:
     """Makes a data set ready and checks it.
 
@@ -61,14 +65,16 @@ def prepare(
         classes: file with the class folders of imagenet100, instead of the standard list.
         verify: decode every image.
         h5: write train.h5 and val.h5 (STL-10: pretrain.h5, too) into the folder as well.
+        lists: fetch SimCLR's lists of 1 % and 10 % of imagenet's training images as well.
 
     Raises:
         UserError: bad input, no network, a damaged archive, no space, a wrong layout or count, a
             corrupt image. The message says what to do.
     """
-    job = _job(dataset, root, source, classes, h5)
+    job = _job(dataset, root, source, classes, h5, lists)
     try:
         place, names = _bring(job)
+        file_lists = prepare_lists(job) if lists else []
         shutil.rmtree(job.staging, ignore_errors=True)  # archives that are not needed any more
         # A choice of another number of classes is no ImageNet-100 for the loaders.
         name = dataset if names is None or len(names) == 100 else "custom"
@@ -83,7 +89,7 @@ def prepare(
             f"cannot prepare {dataset}: {error}. {job.root} must be readable and writable and have "
             f"space. Mend that and run again: {job.again}"
         ) from error
-    return Prepared(name, place, rows, verify, files)
+    return Prepared(name, place, rows, verify, files, file_lists)
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -108,6 +114,8 @@ def print_prepared(prepared: Prepared) -> None:
         print("every image decodes")
     for path in prepared.h5:
         print(f"written: {path}")
+    for path in prepared.lists:
+        print(f"for data.file_list: {path}")
     if prepared.root is None:
         print(f"{prepared.dataset} is ready: nothing to prepare")
     else:
@@ -120,6 +128,7 @@ def _job(
     source: str | Path | None,
     classes: str | Path | None,
     h5: bool,
+    lists: bool = False,
 ) -> Job:
     from solo_minent.data.datasets import check_dataset
 
@@ -138,6 +147,11 @@ def _job(
             f"--classes is not taken: {classes}. Only imagenet100 is a choice of classes. "
             "Leave --classes away"
         )
+    if lists and dataset != "imagenet":
+        raise UserError(
+            f"--lists is not taken: SimCLR's lists are of imagenet, not of {dataset}. An "
+            "evaluation on other sets draws its own. Leave --lists away"
+        )
     root = Path("." if root is None else root).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise UserError(
@@ -152,7 +166,7 @@ def _job(
                 f"{option} does not exist: {path}. It names what is on this machine. Correct it"
             )
         paths.append(path)
-    return Job(dataset, root, *paths)
+    return Job(dataset, root, *paths, lists)
 
 
 def _bring(job: Job) -> tuple[Path | None, list[str] | None]:

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -43,12 +43,14 @@ class Job:
         root: where the set shall lie, absolute.
         source: what the user has of it already: an archive, a folder with archives or a tree.
         classes: a class list of the user's own.
+        lists: SimCLR's file lists are wanted as well.
     """
 
     dataset: str
     root: Path
     source: Path | None = None
     classes: Path | None = None
+    lists: bool = False
 
     @property
     def staging(self) -> Path:
@@ -69,6 +71,7 @@ class Job:
         words = ["solo-minent", "prepare", self.dataset, "--root", str(self.root)]
         words += ["--from", str(self.source)] if self.source else []
         words += ["--classes", str(self.classes)] if self.classes else []
+        words += ["--lists"] if self.lists else []
         return shlex.join(words)
 
     def say(self, text: str) -> None:
@@ -148,7 +151,7 @@ def by_hand(job: Job, archive: Archive) -> str:
     """What to do where nothing can be downloaded."""
     return (
         f"Download {archive.url} elsewhere, put it at {job.root / archive.filename} and run "
-        f"again: {shlex.join(['solo-minent', 'prepare', job.dataset, '--root', str(job.root)])}"
+        f"again: {replace(job, source=None).again}"
     )
 
 
@@ -216,4 +219,4 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 1 << 26 else f"{size / 2**20:.1f} MiB"

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from solo_minent import machine
 from solo_minent.errors import UserError
-from solo_minent.evaluation.features import extract_features
+from solo_minent.evaluation import features
+from solo_minent.evaluation.features import computing, extract_features, resolve_precision
 
 
 @pytest.fixture
@@ -73,6 +75,61 @@ def test_convolutional_backbones_get_channels_last(backbone, loader):
     extract_features(backbone, loader, progress=False)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
     assert seen[0].is_inference()
+
+
+def test_memory_for_all_rows_is_taken_once(backbone, loader, monkeypatch):
+    taken = []
+    empty = features._empty
+    monkeypatch.setattr(features, "_empty", lambda *a: taken.append(a) or empty(*a))
+    feats, labels = extract_features(backbone, loader, progress=False)
+    assert taken == [(23, 4)] and feats.untyped_storage().nbytes() == 23 * 4 * 4
+    assert not feats.is_inference() and not labels.is_inference()
+    # Loaders of unknown length or of another order of images give the same.
+    shuffled = DataLoader(loader.dataset, batch_size=5, shuffle=True)
+    for other in (list(loader), (batch for batch in loader)):
+        assert torch.equal(extract_features(backbone, other, progress=False)[0], feats)
+    mixed, order = extract_features(backbone, shuffled, progress=False)
+    torch.testing.assert_close(mixed[order.argsort()], feats)
+    assert len(taken) == 1
+
+
+def test_features_beyond_the_memory_are_refused_after_the_first_batch(
+    backbone, loader, monkeypatch
+):
+    monkeypatch.setattr(features, "available_memory", lambda: 23 * 4 * 4 - 1)
+    message = "features do not fit into memory: 23 images x 4 numbers need 0.0 GiB"
+    with pytest.raises(UserError, match=message):
+        extract_features(backbone, loader, progress=False)
+    monkeypatch.setattr(features, "available_memory", lambda: 23 * 4 * 4)
+    extract_features(backbone, loader, progress=False)
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "LIMIT", limit)
+    free = machine.available_memory()
+    assert free > 0
+    limit.write_text("max\n")
+    assert machine.available_memory() > free / 2
+    limit.write_text("1000\n")
+    assert machine.available_memory() < 0
+
+
+@pytest.mark.parametrize(("name", "tf32"), [("32", False), ("tf32", True), (None, None)])
+def test_tf32_is_off_on_or_as_it_was(name, tf32):
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    with computing(name, "cpu"):
+        inside = [switch.allow_tf32 for switch in switches]
+    assert inside == (before if tf32 is None else [tf32] * 2)
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_names_of_precisions(monkeypatch):
+    assert resolve_precision("32-true", "cpu") == resolve_precision("tf32", "cpu") == "32"
+    assert (resolve_precision("tf32", "cuda"), resolve_precision("auto", "cpu")) == ("tf32", "32")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve_precision("auto", "cuda") == "bf16-mixed"
 
 
 def test_bf16_is_close_and_float32(backbone, loader):

@@ -9,35 +9,15 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from solo_minent.errors import UserError
-from solo_minent.evaluation import knn
 from solo_minent.evaluation.knn import (
+    candidates,
     few_shot_1nn,
     knn_accuracy,
     knn_grid,
     knn_predict,
     nearest_neighbors,
+    neighbors,
 )
-
-
-def brute_force(train, labels, test, k, temperature, distance):
-    """One test point at a time, in float64, ties by index and by label."""
-    train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
-    if distance == "cosine":
-        train = train / np.linalg.norm(train, axis=1, keepdims=True)
-        test = test / np.linalg.norm(test, axis=1, keepdims=True)
-    out = []
-    for point in test:
-        if distance == "cosine":
-            similarity = (train * point).sum(1)
-        else:
-            similarity = -np.sqrt(((train - point) ** 2).sum(1))
-        near = np.argsort(-similarity, kind="stable")[:k]
-        votes = {}
-        for i in near:
-            weight = 1.0 if temperature is None else np.exp(similarity[i] / temperature)
-            votes[int(labels[i])] = votes.get(int(labels[i]), 0.0) + weight
-        out.append(max(sorted(votes), key=votes.get))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +44,9 @@ def test_majority_vote_equals_scikit_learn(digits, k, distance, dtype):
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_weighted_vote_equals_scikit_learn_and_brute_force(digits, temperature, distance):
+def test_weighted_vote_equals_scikit_learn_and_brute_force(
+    digits, temperature, distance, brute_force
+):
     train, labels, test, _ = digits
     train, test = train[:500].astype(np.float32), test[:200].astype(np.float32)
     labels = labels[:500]
@@ -82,7 +64,7 @@ def test_weighted_vote_equals_scikit_learn_and_brute_force(digits, temperature, 
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_integer_pixels_with_true_ties_equal_brute_force(distance):
+def test_integer_pixels_with_true_ties_equal_brute_force(distance, brute_force):
     bunch = load_digits()
     for k in (1, 3, 10):
         expected = brute_force(
@@ -96,10 +78,11 @@ def test_integer_pixels_with_true_ties_equal_brute_force(distance):
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_chunks_do_not_change_the_neighbors(digits, distance, monkeypatch):
-    train, test = digits[0][:300], digits[2][:40]
+    train, test = digits[0], digits[2][:40]
     whole = nearest_neighbors(train, test, 7, distance)
-    for name, value in (("_TRAIN_CHUNK", 13), ("_TEST_CHUNK", 11), ("_PAIR_ELEMENTS", 5000)):
-        monkeypatch.setattr(knn, name, value)
+    monkeypatch.setattr(candidates, "_CHUNK", 13)
+    monkeypatch.setattr(candidates, "_PRODUCT_ELEMENTS", 256)
+    monkeypatch.setattr(neighbors, "_PAIR_ELEMENTS", 5000)
     small = nearest_neighbors(train, test, 7, distance)
     assert torch.equal(whole[1], small[1])
     assert torch.equal(whole[0], small[0])
@@ -128,7 +111,7 @@ def test_near_ties_below_float32_resolution_are_ordered():
     assert nearest_neighbors(many, test, 5, "euclidean")[1][0].tolist() == [2, 4, 1, 3, 0]
 
 
-def test_float32_near_ties_equal_brute_force():
+def test_float32_near_ties_equal_brute_force(brute_force):
     rng = np.random.RandomState(3)
     base = rng.randn(1, 16).astype(np.float32)
     train = base + (rng.randn(300, 16) * 1e-6).astype(np.float32)

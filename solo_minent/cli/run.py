@@ -1,0 +1,68 @@
+"""Commands that train, prepare and look around."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from solo_minent.cli.configs import one_config
+from solo_minent.cli.words import quiet_pipe, say
+from solo_minent.errors import UserError
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    config = one_config(options)
+    from solo_minent.pretrain import pretrain
+
+    say(f"run folder: {pretrain(config)}")
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    from solo_minent.prepare import prepare, print_prepared
+
+    done = prepare(
+        options.dataset,
+        options.root,
+        source=options.source,
+        classes=options.classes,
+        verify=options.verify,
+        h5=options.h5,
+        lists=options.lists,
+    )
+    with quiet_pipe():
+        print_prepared(done)
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    if options.dataset and options.recipe:
+        raise UserError(
+            f"data set is named twice: --dataset {options.dataset} and --recipe {options.recipe}. "
+            "A recipe names its data set. Leave one of them out."
+        )
+    if options.dataset:
+        options.recipe = f"{options.dataset}/minent"
+    config = one_config(options)
+    from solo_minent.bench import bench_loaders, print_loaders
+
+    formats = options.format.split(",") if options.format else ()
+    found = bench_loaders(config, formats, options.seconds, options.rounds)
+    print_loaders(config, found, options.csv and Path(options.csv))
+    return 0
+
+
+def recipes(options: argparse.Namespace) -> int:
+    from solo_minent.config import recipes
+
+    with quiet_pipe():
+        print("\n".join(recipes()))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from solo_minent.doctor import print_findings
+
+    with quiet_pipe():
+        complete = print_findings()
+    return 0 if complete else 1
