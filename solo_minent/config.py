@@ -151,20 +151,23 @@ def check_writable(config: RunConfig) -> None:
     Raises:
         UserError: a file is in the way, or the nearest folder that exists cannot be written.
     """
-    run_dir = config.run_dir.absolute()
-    nearest = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
+    what = unwritable(config.run_dir)
+    if what:
+        raise UserError(
+            f"run folder cannot be made: {config.run_dir}, {what}. It needs a folder that you may "
+            "write to. Set output_dir=runs, or folder=… to a place of your own."
+        )
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder can be neither made nor written, in words; None if it can."""
+    folder = folder.absolute()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        what = f"{nearest} is no folder"
-    elif nearest.resolve().parts[1:2] in (("proc",), ("sys",)):  # root has every right there
-        what = f"{nearest} belongs to the system"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        what = f"{nearest} may not be written"
-    else:
-        return
-    raise UserError(
-        f"run folder cannot be made: {config.run_dir}, {what}. It needs a folder that you may "
-        "write to. Set output_dir=runs, or folder=… to a place of your own."
-    )
+        return f"{nearest} is no folder"
+    if nearest.resolve().parts[1:2] in (("proc",), ("sys",)):  # root has every right there
+        return f"{nearest} belongs to the system"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written"
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

@@ -29,7 +29,9 @@ def progress_bar(show: bool = True) -> Progress:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Within it, Lightning logs errors only and its expected warnings are dropped."""
+    """Within it, Lightning logs errors only, its expected warnings are dropped, and Ctrl-C is
+    KeyboardInterrupt, not the exit that Lightning makes of it.
+    """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -39,6 +41,10 @@ def quiet_lightning() -> Iterator[None]:
             for message in EXPECTED:
                 warnings.filterwarnings("ignore", message)
             yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -103,13 +103,7 @@ def pretrain(config: RunConfig) -> Path:
             write_text(run_dir / "config.yaml", to_yaml(config))
             _note_environment(run_dir, resume)
             _announce(config, absolute, images, resume)
-        try:
-            trainer.fit(module, **data, ckpt_path=resume, weights_only=True)
-        except SystemExit as stop:
-            # Lightning turns Ctrl-C into an exit of its own.
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from None
-            raise
+        trainer.fit(module, **data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         state = host.backbone_state(module.state_dict())
         save_backbone(run_dir / BACKBONE_FILE, state, config)

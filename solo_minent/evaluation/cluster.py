@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from solo_minent.allowed import Range, check_one_of, check_range
@@ -21,7 +20,7 @@ from solo_minent.config import check_writable
 from solo_minent.data.loaders import EvalLoader, eval_loader
 from solo_minent.errors import UserError
 from solo_minent.evaluation import predictions
-from solo_minent.evaluation.features import extract_features
+from solo_minent.evaluation.features import device_of, extract_features
 from solo_minent.evaluation.results import store_result
 from solo_minent.evaluation.targets import Target, with_normalization
 
@@ -186,7 +185,7 @@ def _predicted(config: RunConfig, target: Target, loader: EvalLoader) -> Iterato
     which = WHICH[target.kind]
     network = predictions.load_network(config, which)
     source = replace(target, origin=network.origin, checkpoint_sha256=network.checkpoint_sha256)
-    device = _device(config)
+    device = device_of(config)
     features, truth = _features(config, network.backbone, loader)
     role = f"{which}, " if network.has_teacher else ""
     for head in predictions.predict(config, network, features, device):
@@ -212,11 +211,7 @@ def _kmeans_of(config: RunConfig, target: Target, loader: EvalLoader, clusters: 
 
 
 def _features(config: RunConfig, backbone: nn.Module, loader: EvalLoader) -> tuple[Tensor, Tensor]:
-    return extract_features(backbone, loader, _device(config), config.evaluation.precision)
-
-
-def _device(config: RunConfig) -> str:
-    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return extract_features(backbone, loader, device_of(config), config.evaluation.precision)
 
 
 def _matching(counts: csr_array) -> np.ndarray:

@@ -99,12 +99,7 @@ def detect_eval(
         )
         if trainer.is_global_zero:
             _announce(settings, train, test, images, folder)
-        try:
-            trainer.fit(module, ckpt_path=_checked(resume), weights_only=True)
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's exit on Ctrl-C
-                raise KeyboardInterrupt from None
-            raise
+        trainer.fit(module, ckpt_path=_checked(resume), weights_only=True)
     if not trainer.is_global_zero:
         return {}
     metrics = _test(model.to("cuda" if cuda else "cpu"), test, settings, config, progress)

@@ -12,10 +12,16 @@ from torch.utils.data import DataLoader, SequentialSampler
 from solo_minent.console import progress_bar
 from solo_minent.errors import UserError
 from solo_minent.machine import available_memory
+from solo_minent.schema import RunConfig
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _SAME = {"32-true": "32", "bf16": "bf16-mixed", "16": "16-mixed"}
 PRECISIONS = ("32", "tf32", *_AUTOCAST)
+
+
+def device_of(config: RunConfig) -> str:
+    """cuda if there is a GPU and `config.accelerator` is not cpu."""
+    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def extract_features(

@@ -25,7 +25,7 @@ from solo_minent.data.datasets import stratified_indices
 from solo_minent.data.loaders import image_loader, labelled_images
 from solo_minent.errors import UserError
 from solo_minent.evaluation import protocols, training
-from solo_minent.evaluation.features import extract_features, resolve_precision
+from solo_minent.evaluation.features import device_of, extract_features, resolve_precision
 from solo_minent.evaluation.results import store_result
 from solo_minent.evaluation.targets import Target, with_normalization
 from solo_minent.evaluation.training import Outcome
@@ -135,7 +135,7 @@ def train_network(
         )
     training.check_labels(train.targets, test.targets, len(train.classes))
     training.check_batch(f"{KEY}.batch_size", settings.batch_size, len(train))
-    device = training.device_of(config)
+    device = device_of(config)
     precision = resolve_precision(settings.precision, device)
     if precision == "16-mixed" and device == "cpu":
         raise UserError(

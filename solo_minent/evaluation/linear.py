@@ -25,7 +25,12 @@ from solo_minent.data.loaders import image_loader, labelled_images
 from solo_minent.errors import UserError
 from solo_minent.evaluation import protocols, training
 from solo_minent.evaluation.blocks import LastBlocks
-from solo_minent.evaluation.features import computing, extract_features, resolve_precision
+from solo_minent.evaluation.features import (
+    computing,
+    device_of,
+    extract_features,
+    resolve_precision,
+)
 from solo_minent.evaluation.results import store_result
 from solo_minent.evaluation.targets import (
     EvalLoaders,
@@ -232,7 +237,7 @@ def _augmented(
     kept, held = _part(train.targets, settings, seed)
     shown = train if held is None else train.select(kept)
     central = training.central_view(settings, config.data)
-    size, device = config.evaluation.batch_size, training.device_of(config)
+    size, device = config.evaluation.batch_size, device_of(config)
     with torch.random.fork_rng(), _untouched(target.backbone):
         torch.manual_seed(seed)
         frozen = _frozen(config, target.backbone)

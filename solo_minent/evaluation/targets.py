@@ -21,7 +21,7 @@ from solo_minent.data.transforms import eval_transform, normalization
 from solo_minent.errors import UserError
 from solo_minent.evaluation import cache
 from solo_minent.evaluation.blocks import LastBlocks
-from solo_minent.evaluation.features import extract_features, resolve_precision
+from solo_minent.evaluation.features import device_of, extract_features, resolve_precision
 from solo_minent.evaluation.pretrained import Pretrained, from_timm, from_torchvision
 from solo_minent.schema import BackboneConfig, RunConfig
 from solo_minent.weight_files import SUFFIXES
@@ -206,8 +206,7 @@ def features_of(
             fit into memory.
     """
     backbone = LastBlocks(target.backbone, blocks) if blocks else target.backbone
-    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
-    device = "cuda" if cuda else "cpu"
+    device = device_of(config)
     precision = resolve_precision(precision or config.evaluation.precision, device)
     own = loaders is None or isinstance(loaders, EvalLoaders)
     digest = target.digest if own and config.evaluation.cache_features else None

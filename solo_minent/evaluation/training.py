@@ -23,7 +23,7 @@ from solo_minent.schedules import cosine
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from solo_minent.schema import DataConfig, FinetuneConfig, LinearConfig, RunConfig
+    from solo_minent.schema import DataConfig, FinetuneConfig, LinearConfig
 
 NORM_EPS = 1e-6  # MEC's head
 INIT_STD = 0.01  # MEC's, TWIST's and VICReg's heads
@@ -249,19 +249,8 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        try:
-            trainer.fit(module, loader)
-        except SystemExit as stop:
-            # Lightning turns Ctrl-C into an exit of its own.
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from None
-            raise
+        trainer.fit(module, loader)
     module.cpu()
-
-
-def device_of(config: RunConfig) -> str:
-    """cuda if there is a GPU and `config.accelerator` is not cpu."""
-    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @torch.inference_mode()

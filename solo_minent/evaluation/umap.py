@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from solo_minent.allowed import check_one_of
@@ -17,7 +16,7 @@ from solo_minent.config import check_writable
 from solo_minent.data.loaders import image_loader, labelled_images
 from solo_minent.data.transforms import eval_transform, normalization
 from solo_minent.errors import UserError
-from solo_minent.evaluation.features import extract_features
+from solo_minent.evaluation.features import device_of, extract_features
 from solo_minent.evaluation.targets import Target, with_normalization
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def plot_projection(
         images = images.select(np.sort(rows))
     loader = _loader(with_normalization(config, target), images)
     precision = config.evaluation.precision
-    features, labels = extract_features(target.backbone, loader, _device(config), precision)
+    features, labels = extract_features(target.backbone, loader, device_of(config), precision)
     points = project(features, method, config.seed)
     shown = f"{len(points):,} of {every:,}" if every > LIMIT else f"all {every:,}"
     title = f"{config.method} on {config.data.dataset}"
@@ -163,10 +162,6 @@ def _loader(config: RunConfig, images: ImageSet) -> Any:
     transform = eval_transform(data.dataset, data.image_size, *normalization(data))
     # An evaluation is one process, with all of the workers.
     return image_loader(replace(config, devices=1), images, transform, config.evaluation.batch_size)
-
-
-def _device(config: RunConfig) -> str:
-    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _describe(method: str) -> str:

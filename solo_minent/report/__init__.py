@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from solo_minent.config import unwritable
 from solo_minent.errors import UserError
 from solo_minent.report.collect import Run, find_runs, read_runs, reread_results
 from solo_minent.report.evaluate import (
@@ -86,19 +87,9 @@ def _check_file(path: Path) -> None:
     Raises:
         UserError: it is a folder, or the nearest folder that exists cannot be written.
     """
-    above = path.absolute().parents
-    nearest = next(folder for folder in above if os.path.lexists(folder))
-    if path.is_dir():
-        what = "it is a folder"
-    elif not nearest.is_dir():
-        what = f"{nearest} is no folder"
-    elif nearest.resolve().parts[1:2] in (("proc",), ("sys",)):  # root has every right there
-        what = f"{nearest} belongs to the system"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        what = f"{nearest} may not be written"
-    else:
-        return
-    raise UserError(
-        f"report cannot be written: {path}, {what}. It needs a folder that you may write to. "
-        "Name one with --out, or another file with --csv."
-    )
+    what = "it is a folder" if path.is_dir() else unwritable(path.parent)
+    if what:
+        raise UserError(
+            f"report cannot be written: {path}, {what}. It needs a folder that you may write to. "
+            "Name one with --out, or another file with --csv."
+        )
