@@ -43,6 +43,7 @@ setup(
         "pandas>=2.0",
         "scipy",
         "scikit-learn>=1.3",
+        "threadpoolctl",
         "matplotlib>=3.7",
         "jinja2>=3.1",
         "psutil>=5.9",

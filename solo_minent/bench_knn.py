@@ -79,6 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         torch.randn(len(own), options.width, generator=generator).add_(centres[own])
         for own in (labels, truth)
     )
+    if options.distance == "cosine":  # solo-learn 1.0.2 takes vectors of unit length
+        train, test = (torch.nn.functional.normalize(points) for points in (train, test))
     compute = _solo_learn if options.side == SIDES[0] else _solo_minent
     # Libraries are loaded and kernels made before the clock starts.
     compute(train[:2048], labels[:2048], test[:256], truth[:256], options.distance)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from solo_minent.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solo_minent.schema import RunConfig
+    from solo_minent.schema import DataConfig, RunConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 CHECKPOINT_FILE = Path("checkpoints/last.ckpt")
@@ -85,6 +86,21 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
+def exported_data(path: Path) -> DataConfig | None:
+    """The data settings in a file of `save_backbone`; None of any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    from solo_minent.schema import DataConfig
+
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return DataConfig(**json.loads((file.metadata() or {})["data"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_results(run_dir: Path) -> list[dict[str, Any]]:
     """The results in the folder's `results.json`; none if there is no such file.
 
@@ -110,13 +126,32 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
 def add_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Adds one result to the folder's `results.json`.
 
-    It replaces one of the same target, evaluation, data set and protocol.
+    It replaces one of the same target, evaluation, data set, protocol, seed, split sizes, image
+    size and normalisation.
+    Processes that add at the same time wait for each other.
 
     Raises:
         UserError: the file that is there is no list of results.
     """
-    same = ("target", "evaluation", "dataset", "protocol")
-    results = [
-        r for r in read_results(run_dir) if any(r.get(key) != result.get(key) for key in same)
-    ]
-    write_json(run_dir / RESULTS_FILE, [*results, result])
+    same = {"target", "evaluation", "dataset", "root", "protocol", "seed"}
+    same |= {"image_size", "normalization"}
+    same |= {key for key in result if key.endswith("_images")}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(run_dir / f".{RESULTS_FILE}.lock"):
+        others = [
+            r for r in read_results(run_dir) if any(r.get(key) != result.get(key) for key in same)
+        ]
+        write_json(run_dir / RESULTS_FILE, [*others, result])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file that one process at a time can hold, on systems that have such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -139,7 +139,7 @@ def loading_hint(config: RunConfig, target: Target, format: str, path: str | Pat
     if architecture.stem:
         stem = STEMS[architecture.stem]
         lines.append(
-            "model.conv1 = torch.nn.Conv2d(3, model.conv1.out_channels, "
+            f"model.conv1 = torch.nn.Conv2d(3, {target.backbone.conv1.out_channels}, "
             f"{stem.kernel_size}, {stem.stride}, {stem.padding}, bias=False)"
         )
         if not stem.max_pool:

@@ -63,6 +63,7 @@ def follow(hint):
         ("resnet50", "timm", "imagenet", ".pth", {}),
         ("resnet18", "timm", "solo", ".safetensors", {}),
         ("timm:resnet18", "timm", "cifar", ".pth", {"channels": [8, 16, 16, 16]}),
+        ("timm:resnet10t", "timm", "cifar", ".pth", {}),  # its own stem is three convolutions
         ("timm:vit_tiny_patch16_224", "timm", None, ".safetensors", {"img_size": 64}),
     ],
 )

@@ -51,6 +51,8 @@ def knn(options: argparse.Namespace) -> int:
 
 def finetune(options: argparse.Namespace) -> int:
     check_range("--percent", options.percent, Range(0, 10, high=100, above=True))
+    if options.protocol is None and options.percent in (1, 10):
+        options.protocol = f"twist_{options.percent:g}"
     config, target = _evaluated(options, "finetune")
     from solo_minent.evaluation.finetune import finetune_eval
 
@@ -134,12 +136,10 @@ def _evaluated(options: argparse.Namespace, kind: str | None = None) -> tuple[Ru
         UserError: one of them is not there, or the result could not be stored.
     """
     config = one_config(options, kind)
-    from solo_minent.checkpoint import read_results
-    from solo_minent.config import check_writable
+    from solo_minent.evaluation.results import check_storable
     from solo_minent.evaluation.targets import load_target
 
-    check_writable(config)
-    read_results(config.run_dir)
+    check_storable(config)
     return config, load_target(config, options.target)
 
 

@@ -30,7 +30,7 @@ class LastBlocks(nn.Module):
                 f"backbone has no blocks: {name}. The class tokens of the last {count} blocks are "
                 f"those of a ViT of timm. {fix}"
             )
-        if not getattr(backbone, "num_prefix_tokens", 0):
+        if getattr(backbone, "cls_token", None) is None:  # registers are prefix tokens as well
             raise UserError(
                 f"backbone has no class token: {name}. It stands before the tokens of the patches "
                 f"in a ViT. {fix}"

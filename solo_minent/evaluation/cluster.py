@@ -15,13 +15,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from solo_minent.allowed import Range, check_one_of, check_range
-from solo_minent.checkpoint import read_results
-from solo_minent.config import check_writable
 from solo_minent.data.loaders import EvalLoader, eval_loader
 from solo_minent.errors import UserError
 from solo_minent.evaluation import predictions
 from solo_minent.evaluation.features import device_of, extract_features
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import Target, with_normalization
 
 if TYPE_CHECKING:
@@ -69,8 +67,7 @@ def cluster_eval(
             has no labels, a checkpoint that is missing, damaged or of another architecture.
     """
     check_one_of("--split", split, SPLITS)
-    check_writable(config)
-    read_results(config.run_dir)
+    check_storable(config)
     alone = with_normalization(replace(config, devices=1), target)
     loader = eval_loader(alone, split, config.evaluation.batch_size)
     if clusters is None and target.kind in WHICH and config.method in predictions.METHODS:

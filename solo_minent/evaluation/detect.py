@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from solo_minent.checkpoint import write_json
-from solo_minent.config import check_writable
 from solo_minent.console import progress_bar, quiet_lightning
 from solo_minent.data.loaders import num_workers
 from solo_minent.data.transforms import normalization
@@ -27,7 +26,8 @@ from solo_minent.errors import UserError
 from solo_minent.evaluation.detection_data import DetectionData
 from solo_minent.evaluation.detection_loader import DetectionImages, detection_loader
 from solo_minent.evaluation.detection_training import DetectorTraining, Stretches
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.protocols import name_of
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import Target
 from solo_minent.schema import DetectConfig, RunConfig
 
@@ -63,7 +63,7 @@ def detect_eval(
     from solo_minent.evaluation.detection_models import build_detector, check_stages
 
     settings = config.evaluation.detect
-    check_writable(config)
+    check_storable(config)
     check_stages(target.backbone)
     _check_splits(settings, train, test)
     cuda = config.accelerator != "cpu" and torch.cuda.is_available()
@@ -107,7 +107,7 @@ def detect_eval(
         config,
         target,
         "detect",
-        _protocol(settings, train),
+        _protocol(settings, train, config.devices * config.num_nodes if cuda else 1),
         metrics,
         {"train": len(images), "test": len(test.images)},
         dataset=train.name,
@@ -246,18 +246,20 @@ def _announce(
         print(f"left out: {train.left_out + test.left_out} objects with a wrong box")
 
 
-def _protocol(s: DetectConfig, train: DetectionData) -> str:
+def _protocol(s: DetectConfig, train: DetectionData, processes: int) -> str:
     kind = "Mask R-CNN" if s.mask else "Faster R-CNN"
     where = "C4, layer4 and a batch norm as the head" if s.head == "c4" else f"FPN, {s.box_head}"
     stairs = " and ".join(map(str, s.lr_steps)) or "no step"
     sides = f"{min(s.min_sizes)} to {max(s.min_sizes)} ({len(s.min_sizes)} sizes)"
+    norms = "synchronised" if processes > 1 else "trained"
     ignored = "trained on and ignored in the test" if train.train_on_ignored else "ignored"
     return (
-        f"{s.name}: {kind} {where}, torchvision, every layer trained, {s.steps} steps of "
-        f"{s.batch_size} images, SGD, lr {s.lr:g}, momentum {s.momentum:g}, weight decay "
+        f"{name_of('detect', s)}: {kind} {where}, torchvision, every layer trained, "
+        f"{s.steps} steps of {s.batch_size} images, SGD, lr {s.lr:g}, "
+        f"momentum {s.momentum:g}, weight decay "
         f"{s.weight_decay:g} ({s.weight_decay_norm:g} on norms), warm-up {s.warmup_steps} steps "
         f"from {s.warmup_factor:g}, x {s.gamma:g} at {stairs}, flips, short side {sides}, long "
-        f"side to {s.max_size}, test {s.test_size}, batch norm synchronised, its statistics of "
+        f"side to {s.max_size}, test {s.test_size}, batch norm {norms}, its statistics of "
         f"{s.precise_bn} batches, {'difficult' if train.train_on_ignored else 'crowd'} objects "
         f"{ignored}, COCO metrics, last step"
     )

@@ -129,9 +129,10 @@ def _eleven_points(hit: np.ndarray, index: np.ndarray, hard: np.ndarray, objects
     first[hits[earliest]] = True
     right = np.cumsum(first)
     wrong = np.cumsum(~first & ~on_hard)
-    recall, precision = right / objects, right / np.maximum(right + wrong, 1)
-    points = np.linspace(0, 1, 11)
-    return float(np.mean([precision[recall >= t].max(initial=0) for t in points]))
+    precision = right / np.maximum(right + wrong, 1)
+    # In whole numbers, as 3 of 10 reaches the recall of 0.3.
+    reached = [10 * right >= level * objects for level in range(11)]
+    return float(np.mean([precision[enough].max(initial=0) for enough in reached]))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

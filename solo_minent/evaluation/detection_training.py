@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo_minent.checkpoint import write_atomic, write_text
+from solo_minent.distributed import global_max
 from solo_minent.errors import UserError
 from solo_minent.evaluation.detection_loader import DetectionImages, detection_loader, step_batches
 from solo_minent.schema import DetectConfig
@@ -60,23 +61,33 @@ class DetectorTraining(pl.LightningModule):
         step = self.trainer.global_step
         losses = self._losses(batch, step)
         loss = sum(losses.values())
-        values = {key: value.item() for key, value in losses.items()}
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+        diverged = None
         if not math.isfinite(sum(values.values())):
             shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
-            raise UserError(
+            diverged = UserError(
                 f"training has diverged: {shown} in step {step}. Losses are finite. Lower "
                 f"evaluation.detect.lr={self.settings.lr:g}: it is for batches of "
                 f"{self.settings.batch_size}."
             )
+        self._stop_together(diverged, step)
         self.losses.append(values)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def _losses(self, batch: Any, step: int) -> dict[str, Tensor]:
-        if isinstance(batch, UserError):
-            raise batch
+        self._stop_together(batch if isinstance(batch, UserError) else None, step)
         torch.manual_seed((self.seed * 1_000_003 + step) * 1024 + self.trainer.global_rank)
         return self.model(*batch)
+
+    def _stop_together(self, error: UserError | None, step: int) -> None:
+        """Raises on every process what one of them has found: the others would wait for it."""
+        failed = torch.tensor(float(error is not None), device=self.device)
+        if global_max(failed) > 0:
+            raise error or UserError(
+                f"another process has failed: in step {step} of the detector's training. Its own "
+                "line says why. Mend that and start again."
+            )
 
     def on_train_epoch_end(self) -> None:
         if self.trainer.global_step >= self.settings.steps:

@@ -7,6 +7,7 @@ ImageNet), or a stratified draw that the run's seed decides and the run folder r
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from solo_minent.data.loaders import image_loader, labelled_images
 from solo_minent.errors import UserError
 from solo_minent.evaluation import protocols, training
 from solo_minent.evaluation.features import device_of, extract_features, resolve_precision
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import Target, with_normalization
 from solo_minent.evaluation.training import Outcome
 
@@ -88,8 +89,9 @@ def finetune_eval(
     Raises:
         UserError: data, labels, percent, batch size or backbone do not suit the protocol.
     """
+    check_storable(config)
     check_range("percent", percent, PERCENT)
-    train, chosen_by, details = _labelled_part(config, percent)
+    train, chosen_by, record = _labelled_part(config, percent)
     test = labelled_images(config, "test")
     outcome = train_network(config, target, train, test, progress, chosen_by)
     return store_result(
@@ -101,7 +103,7 @@ def finetune_eval(
         outcome.splits,
         percent=percent,
         **outcome.details,
-        **details,
+        **record(),
     )
 
 
@@ -192,19 +194,27 @@ def labelled_indices(targets: np.ndarray, percent: float, seed: int) -> np.ndarr
     return np.sort(np.concatenate([chosen, np.array(extra, dtype=chosen.dtype)]))
 
 
-def _labelled_part(config: RunConfig, percent: float) -> tuple[ImageSet, str, dict[str, Any]]:
-    """Images to train on, how they were chosen, and where that is written."""
+Record = Callable[[], dict[str, Any]]
+
+
+def _labelled_part(config: RunConfig, percent: float) -> tuple[ImageSet, str, Record]:
+    """Images to train on, how they were chosen, and what writes that down and says where."""
     images = labelled_images(config, "train")
     if config.data.file_list is not None:
-        return images, *_listed(config, images, percent)
+        chosen_by, details = _listed(config, images, percent)
+        return images, chosen_by, lambda: details
     if percent == 100:
-        return images, "all labels", {}
+        return images, "all labels", dict
     indices = labelled_indices(images.targets, percent, config.seed)
     path = config.run_dir / "splits" / f"{config.data.dataset}-{percent:g}-seed{config.seed}.txt"
     part = images.select(indices)
-    _write_split(path, part, indices, f"{percent:g} % of {len(images)} images, seed {config.seed}")
-    details = {"split_file": str(path), "split_sha256": sha256(path)}
-    return part, f"{percent:g} % of the labels, stratified draw of seed {config.seed}", details
+    title = f"{percent:g} % of {len(images)} images, seed {config.seed}"
+
+    def record() -> dict[str, Any]:
+        _write_split(path, part, indices, title)
+        return {"split_file": str(path), "split_sha256": sha256(path)}
+
+    return part, f"{percent:g} % of the labels, stratified draw of seed {config.seed}", record
 
 
 def _listed(config: RunConfig, images: ImageSet, percent: float) -> tuple[str, dict[str, Any]]:

@@ -8,8 +8,6 @@ one that counts is chosen on training images that were held out, never on the te
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ from solo_minent.evaluation.features import (
     extract_features,
     resolve_precision,
 )
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import (
     EvalLoaders,
     Features,
@@ -88,6 +86,7 @@ def linear_eval(config: RunConfig, target: Target, progress: bool = True) -> dic
     Raises:
         UserError: data, labels, batch size or backbone do not suit the protocol.
     """
+    check_storable(config)
     outcome = train_linear(config, target, progress=progress)
     return store_result(
         config,
@@ -219,12 +218,13 @@ def _on_features(
         batches = training.ShuffledBatches(len(train), settings.batch_size, seed)
         loader = DataLoader(TensorDataset(train, labels), sampler=batches, batch_size=None)
         heads = _fit(frozen, loader, classes, settings, len(train), accelerator, progress)
-    test = [training.accuracies(h, features.test, features.test_labels) for h in heads]
+    test = training.accuracies_of_all(heads, features.test, features.test_labels)
     if held is None:
         train_top1 = training.accuracies(heads[0], train, labels)["top1"]
         return {**test[0], "train_top1": train_top1}, []
     chosen_on = (features.train[held], features.train_labels[held])
-    sweep = _sweep(settings, len(train), [training.accuracies(h, *chosen_on) for h in heads], test)
+    held_out = training.accuracies_of_all(heads, *chosen_on)
+    sweep = _sweep(settings, len(train), held_out, test)
     best = _best(sweep)
     train_top1 = training.accuracies(heads[best], train, labels)["top1"]
     return {**test[best], "train_top1": train_top1}, sweep
@@ -238,7 +238,7 @@ def _augmented(
     shown = train if held is None else train.select(kept)
     central = training.central_view(settings, config.data)
     size, device = config.evaluation.batch_size, device_of(config)
-    with torch.random.fork_rng(), _untouched(target.backbone):
+    with torch.random.fork_rng(), training.untouched(target.backbone):
         torch.manual_seed(seed)
         frozen = _frozen(config, target.backbone)
         batches = training.ShuffledBatches(len(shown), settings.batch_size, seed)
@@ -250,7 +250,7 @@ def _augmented(
         def measured(images: ImageSet) -> list[dict[str, float]]:
             loader = image_loader(config, images, central, size)
             features, labels = extract_features(frozen, loader, device, progress=progress)
-            return [training.accuracies(head, features, labels) for head in heads]
+            return training.accuracies_of_all(heads, features, labels)
 
         tested = measured(test)
         if held is None:
@@ -284,8 +284,9 @@ def _fit(
         heads,
         make_optimizer,
     )
-    final_lr = settings.final_lr * _scale(settings, images)
-    schedules = [training.epoch_lr(settings, lr, final_lr) for lr in rates]
+    # Every rate falls in the same proportion.
+    fall = settings.final_lr / settings.lr
+    schedules = [training.epoch_lr(settings, lr, fall * lr) for lr in rates]
     training.fit(
         module,
         loader,
@@ -301,20 +302,6 @@ def _fit(
 def _frozen(config: RunConfig, backbone: nn.Module) -> Frozen:
     blocks, precision = config.evaluation.linear.blocks, config.evaluation.precision
     return Frozen(LastBlocks(backbone, blocks) if blocks else backbone, precision)
-
-
-@contextmanager
-def _untouched(backbone: nn.Module) -> Iterator[None]:
-    """solo-learn takes the gradients of a backbone away for good; here they come back."""
-    wanted = [(p, p.requires_grad) for p in backbone.parameters()]
-    modes = [(m, m.training) for m in backbone.modules()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad = requires_grad
-        for module, mode in modes:
-            module.training = mode
 
 
 def _features(
@@ -378,6 +365,8 @@ def _outcome(
         words += f" ({settings.lr:g} per 256 images)"
     final_lr = settings.final_lr * _scale(settings, images)
     words = protocols.describe_rate(settings, words, final_lr, settings.gamma)
+    if sweep and settings.scheduler != "step":
+        words += " for the first, in proportion for the others"
     parts = [f"linear, {protocols.name_of('linear', settings)}"]
     parts.append(protocols.describe_images(settings, settings.augment))
     if settings.blocks:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 L2_VALUES = np.logspace(-6, 5, 45)
+SMALL = 5_000_000  # numbers in the features
 MAX_ITER = 1000
 TOLERANCE = 1e-5
 
@@ -67,6 +68,7 @@ def fit_logistic(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     if not np.isfinite(features).all():
         raise UserError(
@@ -79,7 +81,9 @@ def fit_logistic(
             "Add a second class folder."
         )
     model = LogisticRegression(C=1 / l2, max_iter=MAX_ITER, tol=TOLERANCE)
-    with warnings.catch_warnings(record=True) as caught:
+    # Threads on small matrices wait for each other longer than they work.
+    threads = 1 if features.size < SMALL else None
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(threads):
         warnings.simplefilter("always")
         model.fit(features, labels)
     failed = [w for w in caught if issubclass(w.category, ConvergenceWarning)]

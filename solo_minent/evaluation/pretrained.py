@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -83,11 +84,18 @@ def from_timm(name: str) -> Pretrained:
 
     backbone = build_backbone(f"{TIMM_PREFIX}{name}")
     timm.models.set_pretrained_check_hash(True)
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # its retries, a line each; the error below says it once
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        # With its classifier: without, timm lets tensors be missing.
+        model = timm.create_model(name, pretrained=True)
     # Hub, network and timm each raise errors of their own.
     except Exception as error:
         raise _unavailable(f"timm:{name}", error) from error
+    finally:
+        hub.setLevel(level)
+    model.reset_classifier(0)
     backbone.load_state_dict(model.state_dict())
     published = model.pretrained_cfg
     source = published.get("hf_hub_id") or published.get("url") or published.get("file") or "timm"
@@ -113,7 +121,8 @@ def _download(spec: str, url: str, path: Path, digest: str) -> None:
 
 
 def _unavailable(spec: str, error: Exception, other: str = "") -> UserError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    words = " ".join(str(error).split()) or type(error).__name__
+    reason = words.partition(". ")[0].rstrip(".")[:200]
     return UserError(
         f"pretrained weights cannot be had: {spec} ({reason}). They are downloaded once and kept. "
         f"Connect this machine, or name a weight file in their place.{other}"

@@ -9,10 +9,10 @@ from solo_minent.config import protocol, protocols
 from solo_minent.evaluation.training import INIT_STD
 
 if TYPE_CHECKING:
-    from solo_minent.schema import FinetuneConfig, LinearConfig
+    from solo_minent.schema import DetectConfig, FinetuneConfig, LinearConfig
 
 
-def name_of(kind: str, settings: LinearConfig | FinetuneConfig) -> str:
+def name_of(kind: str, settings: LinearConfig | FinetuneConfig | DetectConfig) -> str:
     """The protocol's name, and which of its values are others."""
     if settings.name not in protocols(kind):
         return settings.name

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from solo_minent.allowed import Range, check_range
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE
+from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE, exported_data
 from solo_minent.config import load_run
 from solo_minent.data.loaders import EvalLoader, eval_loader, image_loader
 from solo_minent.data.transforms import eval_transform, normalization
@@ -27,7 +27,6 @@ from solo_minent.schema import BackboneConfig, RunConfig
 from solo_minent.weight_files import SUFFIXES
 from solo_minent.weights import load_weights
 
-KINDS = ("trained", "random", "pixels")
 SPECS = (
     "trained (the run's backbone), random (the same untrained), pixels, teacher, a run folder, "
     f"a weight file ({', '.join(SUFFIXES)}), teacher:<folder or file>, torchvision:<model>, "
@@ -98,7 +97,8 @@ def load_target(config: RunConfig, spec: str = "trained") -> Target:
     - `trained`: the run's exported backbone; `teacher`: that of its last checkpoint.
     - `random`: the same backbone as it was initialised before training; `pixels`.
     - a run folder: its backbone, architecture and normalisation. Its data is not taken.
-    - a weight file of any known layout (`solo_minent.weights`), for the configuration's backbone.
+    - a weight file of any known layout (`solo_minent.weights`), for the configuration's backbone;
+      normalised as it was trained if a run's folder or our own export says how, else as the run.
     - `teacher:` and a run folder or a weight file: the momentum encoder in it.
     - `torchvision:resnet50`, `torchvision:resnet50:IMAGENET1K_V2`, `timm:<model>`: published
       weights with their normalisation.
@@ -239,7 +239,7 @@ def _renormalized(loaders: EvalLoaders, config: RunConfig, target: Target) -> Ev
 
 def _of_run(run: RunConfig, spec: str, folder: Path, on: RunConfig | None = None) -> Target:
     """The backbone of a run, on the data of another one if `on` is given."""
-    teacher = spec.startswith("teacher")
+    teacher = _is_teacher(spec)
     path = folder / (CHECKPOINT_FILE if teacher else BACKBONE_FILE)
     if not path.is_file():
         raise UserError(
@@ -251,25 +251,34 @@ def _of_run(run: RunConfig, spec: str, folder: Path, on: RunConfig | None = None
     return _loaded(run, spec, path, (on or run).data.image_size, *constants)
 
 
+def _is_teacher(spec: str) -> bool:
+    return spec.partition(":")[0] == "teacher"
+
+
 def _of_file(config: RunConfig, spec: str, path: Path) -> Target:
-    for folder in path.absolute().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            _check_run(config, path, folder)
-    return _loaded(config, spec, path, config.data.image_size)
-
-
-def _check_run(config: RunConfig, path: Path, folder: Path) -> None:
-    """A file in a run folder is of that run's backbone: no weight tells padding, pooling, heads."""
-    try:
-        trained = load_run(folder).backbone
-    except UserError:  # a folder of another program
-        return
-    if trained != config.backbone:
+    folders = (f for f in path.absolute().parents[:2] if (f / "config.yaml").is_file())
+    trained = _run_of(folder) if (folder := next(folders, None)) else None
+    if trained is None:
+        data = exported_data(path)
+        constants = (None, None) if data is None else map(list, normalization(data))
+        return _loaded(config, spec, path, config.data.image_size, *constants)
+    # No weight tells padding, pooling, heads.
+    if trained.backbone != config.backbone:
         raise UserError(
-            f"weights are of another backbone: {path} of {_words(trained)}, this is "
+            f"weights are of another backbone: {path} of {_words(trained.backbone)}, this is "
             f"{_words(config.backbone)}. Name the run folder, whose backbone is then built: "
             f"--target {os.path.relpath(folder)}"
         )
+    constants = map(list, normalization(trained.data))
+    return _loaded(config, spec, path, config.data.image_size, *constants)
+
+
+def _run_of(folder: Path) -> RunConfig | None:
+    """The run of a folder; None if it is another program's."""
+    try:
+        return load_run(folder)
+    except UserError:
+        return None
 
 
 def _loaded(
@@ -282,7 +291,7 @@ def _loaded(
 ) -> Target:
     backbone = _build(config.backbone, config.seed)
     _check_size(spec, backbone, image_size)
-    which = "teacher" if spec.startswith("teacher") else "student"
+    which = "teacher" if _is_teacher(spec) else "student"
     loaded = load_weights(path, backbone, which)
     teacher = f", {which}" if which == "teacher" else ""
     origin = f"{path} ({loaded.layout}{teacher}): {loaded.line}"

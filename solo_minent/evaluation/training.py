@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -240,7 +241,7 @@ def fit(
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen
         trainer = pl.Trainer(
             max_epochs=epochs,
-            accelerator="cpu" if accelerator == "cpu" else "auto",
+            accelerator="gpu" if device == "cuda" else "cpu",
             devices=1,
             precision=precision if mixed else "32-true",
             callbacks=[EpochRates(rates, title, progress)],
@@ -253,16 +254,64 @@ def fit(
     module.cpu()
 
 
+@contextmanager
+def untouched(backbone: nn.Module) -> Iterator[None]:
+    """solo-learn takes the gradients of a backbone away for good; here they come back."""
+    wanted = [(p, p.requires_grad) for p in backbone.parameters()]
+    modes = [(m, m.training) for m in backbone.modules()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad = requires_grad
+        for module, mode in modes:
+            module.training = mode
+
+
+class DivergedError(UserError):
+    """What was trained gives numbers that are not finite."""
+
+
 @torch.inference_mode()
 def accuracies(head: nn.Module, features: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1` and `top5` (top C below five classes) of a head in eval mode, in percent."""
+    """`top1` and `top5` (top C below five classes) of a head in eval mode, in percent.
+
+    Raises:
+        DivergedError: its outputs are not finite.
+    """
     head = head.cpu().eval()
     hits = []
     for rows in torch.arange(len(features)).split(CHUNK):
         logits = head(features[rows])
+        if not logits.isfinite().all():
+            raise DivergedError(
+                "training has diverged: the linear layer gives NaN or infinity. A rate is too "
+                "large for these features, or they are not finite. Lower the protocol's lr."
+            )
         hits.append(logits.topk(min(5, logits.shape[1])).indices == labels[rows, None])
     top1, top5 = torch.cat(hits)[:, 0], torch.cat(hits).any(1)
     return {"top1": 100 * top1.double().mean().item(), "top5": 100 * top5.double().mean().item()}
+
+
+def accuracies_of_all(
+    heads: Iterable[nn.Module], features: Tensor, labels: Tensor
+) -> list[dict[str, float]]:
+    """`accuracies` of several heads; one that diverged has none right.
+
+    Raises:
+        DivergedError: all of them did.
+    """
+    found: list[dict[str, float]] = []
+    errors: list[DivergedError] = []
+    for head in heads:
+        try:
+            found.append(accuracies(head, features, labels))
+        except DivergedError as error:
+            errors.append(error)
+            found.append({"top1": 0.0, "top5": 0.0})
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 # What is wrong before it starts.

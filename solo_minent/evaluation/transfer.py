@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo_minent.allowed import check_one_of, closest
-from solo_minent.checkpoint import read_results, write_text
-from solo_minent.config import check_writable
+from solo_minent.checkpoint import write_text
 from solo_minent.config import protocol as protocol_lines
 from solo_minent.data.datasets import DATASETS
 from solo_minent.data.folders import split_folder
@@ -35,7 +34,7 @@ from solo_minent.data.transfer_sets import (
 from solo_minent.data.transforms import eval_transform, normalization
 from solo_minent.errors import UserError
 from solo_minent.evaluation import logistic, multilabel
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import EvalLoaders, Target, features_of, with_normalization
 from solo_minent.evaluation.training import Outcome
 from solo_minent.schema import RunConfig
@@ -101,8 +100,7 @@ def transfer_eval(
             f"voc2007 has several labels an image: mode {mode}, protocol {protocol}. It is "
             "evaluated by linear SVMs. Use mode linear without a protocol."
         )
-    check_writable(config)
-    read_results(config.run_dir)
+    check_storable(config)
     if dataset in DATASETS:
         _check_root(dataset, root)
     moved = on_dataset(with_normalization(config, target), dataset, root)

@@ -9,7 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from solo_minent.checkpoint import BACKBONE_FILE, RESULTS_FILE, read_results, sha256
+from solo_minent.checkpoint import (
+    BACKBONE_FILE,
+    CHECKPOINT_FILE,
+    RESULTS_FILE,
+    read_results,
+    sha256,
+)
 from solo_minent.errors import UserError
 from solo_minent.schema import RunConfig
 
@@ -28,6 +34,7 @@ class Run:
         results: `results.json`.
         environment: of the last session that trained it; empty if it is not recorded.
         weights: sha256 of the exported backbone, None before the run is finished.
+        checkpoint: sha256 of the last checkpoint, None without one.
     """
 
     config: RunConfig
@@ -36,6 +43,7 @@ class Run:
     results: list[dict[str, Any]]
     environment: dict[str, Any]
     weights: str | None
+    checkpoint: str | None
 
 
 def find_runs(paths: list[str | Path]) -> list[Path]:
@@ -86,6 +94,7 @@ def read_runs(configs: list[RunConfig]) -> list[Run]:
             checked_results(config.run_dir),
             read_environment(config.run_dir / ENVIRONMENT_FILE),
             weights_of(config),
+            weights_of(config, CHECKPOINT_FILE),
         )
         for config, label in zip(unique, labels_of(unique), strict=True)
     ]
@@ -176,6 +185,6 @@ def read_environment(path: Path) -> dict[str, Any]:
     )
 
 
-def weights_of(config: RunConfig) -> str | None:
-    path = config.run_dir / BACKBONE_FILE
+def weights_of(config: RunConfig, file: str | Path = BACKBONE_FILE) -> str | None:
+    path = config.run_dir / file
     return sha256(path) if path.is_file() else None

@@ -169,7 +169,9 @@ def _number(run: Run, result: dict[str, Any]) -> Number:
         f"seed {result.get('seed', 'unknown')}, {result.get('date', 'no date')}",
         " / ".join(sizes) if sizes else "split sizes unknown",
     ]
-    stale = result["target"] == "trained" and digest != run.weights
+    stale = result["target"] == "trained" and (
+        digest is None or digest not in (run.weights, run.checkpoint)
+    )
     others = ", ".join(f"{key} {_shown(number)}" for key, number in metrics.items())
     return Number(value, others, facts, digest, stale)
 

@@ -43,6 +43,12 @@ def test_tokens_are_those_of_the_blocks_through_the_final_norm(vit):
             2,
             "backbone has no class token",
         ),
+        (
+            "timm:vit_tiny_patch16_224",
+            SMALL | {"class_token": False, "global_pool": "avg", "reg_tokens": 4},
+            2,
+            "backbone has no class token",
+        ),
     ],
 )
 def test_backbones_without_such_blocks(name, kwargs, count, message):

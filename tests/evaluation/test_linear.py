@@ -117,7 +117,8 @@ def test_heads_of_a_sweep_equal_heads_trained_alone(digits, changes):
     together = fit(settings)
     starts = []
     for lr, head in zip([0.1, 0.01, 1.0], together, strict=True):
-        (alone,) = fit(replace(settings, lr=lr, sweep=[]))
+        end = settings.final_lr * lr / settings.lr  # every rate falls in the same proportion
+        (alone,) = fit(replace(settings, lr=lr, sweep=[], final_lr=end))
         for ours, theirs in zip(head.parameters(), alone.parameters(), strict=True):
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
         starts.append(torch.cat([p.detach().flatten() for p in head.parameters()]))
@@ -318,3 +319,19 @@ def test_one_class_is_refused(run, folder):
     config = run()
     with pytest.raises(UserError, match="all 8 training images are of class 0"):
         linear_eval(config, load_target(config, "random"), progress=False)
+
+
+def test_a_diverged_probe_is_no_result(digits):
+    broken = digits._replace(train=digits.train.clone())
+    broken.train[0] = float("nan")
+    with pytest.raises(training.DivergedError, match="training has diverged"):
+        linear_accuracy(broken, 10, LinearConfig(max_epochs=1), progress=False)
+
+
+def test_a_rate_that_diverges_in_a_sweep_is_not_chosen(digits):
+    heads = [nn.Linear(64, 10), nn.Linear(64, 10)]
+    nn.init.constant_(heads[0].weight, float("nan"))
+    found = training.accuracies_of_all(heads, digits.test, digits.test_labels)
+    assert found[0] == {"top1": 0.0, "top5": 0.0} and found[1]["top5"] > 0
+    with pytest.raises(training.DivergedError):
+        training.accuracies_of_all(heads[:1], digits.test, digits.test_labels)

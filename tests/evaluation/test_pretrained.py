@@ -92,6 +92,11 @@ def test_timm_weights(tmp_path, monkeypatch, tiny_run):
     assert torch.equal(torch.get_rng_state(), before)
     assert build_backbone("timm:resnet10t").num_features == 512
 
+    partial_file = {k: v for k, v in own.items() if not k.startswith("layer4")}
+    torch.save(partial_file, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="cannot be had: timm:resnet10t .*Missing key"):
+        from_timm("resnet10t")
+
     def offline(name, pretrained=False, **kwargs):
         if pretrained:
             raise OSError("no connection\nto the hub")

@@ -1,6 +1,7 @@
 """What is evaluated, on which device and images, and what is refused before it starts."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -114,13 +115,34 @@ def test_a_weight_file_is_of_the_runs_backbone(file, finished, tiny_run):
     config, student, teacher = finished("name=one")
     path, twin = config.run_dir / file, tiny_run("minent", "name=two")
     target = load_target(twin, str(path))
-    assert same(target, student) and target.kind == str(path) and target.mean is None
+    assert same(target, student) and target.kind == str(path)
     if file == CHECKPOINT_FILE:
         assert same(load_target(twin, f"teacher:{path}"), teacher)
     # small and cifar differ in the pooling alone.
     pooled = tiny_run("minent", "backbone.stem=cifar")
     with pytest.raises(UserError, match="weights are of another backbone.*Name the run folder"):
         load_target(pooled, str(path))
+
+
+def test_a_weight_file_brings_its_normalisation(finished, tiny_run, tmp_path):
+    config, student, _ = finished("name=one", "data.mean=[0.1,0.2,0.3]")
+    twin = tiny_run("minent", "name=two")
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(config.run_dir / BACKBONE_FILE, alone)
+    for path in (config.run_dir / BACKBONE_FILE, config.run_dir / CHECKPOINT_FILE, alone):
+        target = load_target(twin, str(path))
+        assert (target.mean, target.std) == ([0.1, 0.2, 0.3], [0.3764] * 3)
+    torch.save(student.state_dict(), tmp_path / "foreign.pth")
+    assert load_target(twin, str(tmp_path / "foreign.pth")).mean is None
+
+
+def test_a_name_that_begins_with_teacher_is_no_teacher(finished, tiny_run, tmp_path, monkeypatch):
+    config, student, teacher = finished("name=one")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(config.run_dir / CHECKPOINT_FILE, "teacher_forcing.ckpt")
+    twin = tiny_run("minent", "name=two")
+    assert same(load_target(twin, "teacher_forcing.ckpt"), student)
+    assert same(load_target(twin, "teacher:teacher_forcing.ckpt"), teacher)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from solo_minent.evaluation.knn.classify import accuracy, few_shot_1nn, knn_grid
 from solo_minent.evaluation.knn.inputs import check_grid
-from solo_minent.evaluation.results import store_result
+from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import (
     Features,
     Target,
@@ -48,6 +48,7 @@ def knn_eval(
         UserError: a setting is not allowed, such as a k above the size of the training set, or the
             data is missing; before any features are computed.
     """
+    check_storable(config)
     loaders = None if features is not None else eval_loaders(config)
     images = len(features.train) if loaders is None else len(loaders[0].dataset)
     key = "evaluation.knn_k" if list(ks) == [config.evaluation.knn_k] else "--k"
