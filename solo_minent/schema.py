@@ -125,7 +125,8 @@ class LinearConfig:
         resize: short side of a test image before the central crop, per 224 pixels of image_size;
             null for the data set's own test transform.
         blocks: class tokens of that many last blocks of a ViT, side by side; 0 for its features.
-        sweep: further learning rates, all trained in one pass.
+        sweep: further learning rates, all trained in one pass and falling in the same proportion;
+            one that diverges has nothing right.
         sweep_part: share of the training images that is held out to choose among the rates.
     """
 
