@@ -72,10 +72,11 @@ def indexes(batches):
 
 
 def test_batch_is_solo_learns_and_no_process_makes_it(config):
+    others = set(multiprocessing.active_children())  # of loaders that were not collected yet
     loader = pretrain_loader(config(num_workers=2))
     assert isinstance(loader, DeviceLoader)
     batches = epoch(loader, 0)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
     assert len(loader) == len(batches) == 100 // 16
     index, views, targets = batches[0]
     assert (index.shape, index.dtype) == ((16,), torch.int64)
