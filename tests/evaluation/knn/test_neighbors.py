@@ -189,7 +189,6 @@ def test_features_are_left_as_they_are(distance, dtype):
 
 def test_memory_does_not_grow_with_the_training_set(tmp_path):
     """Peak memory beyond the features, of processes with 10,000 and 80,000 training points."""
-    pytest.importorskip("resource")
     script = """
 import re, resource, sys, torch
 from solo_minent.evaluation.knn import nearest_neighbors
