@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from solo_minent.allowed import Range, check_one_of, check_range
-from solo_minent.checkpoint import write_atomic
 from solo_minent.checks import CHOICES, check
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
 from solo_minent.data.datasets import FOLDER_SETS
 from solo_minent.data.loaders import num_workers, pretrain_images, pretrain_loader
 from solo_minent.doctor import environment
+from solo_minent.files import write_atomic
 from solo_minent.schema import RunConfig
 
 FORMATS = CHOICES["data.format"]

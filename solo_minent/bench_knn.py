@@ -154,8 +154,8 @@ def _print(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from solo_minent import host
-    from solo_minent.checkpoint import write_atomic
     from solo_minent.doctor import environment
+    from solo_minent.files import write_atomic
 
     about = {
         "train": options.train,

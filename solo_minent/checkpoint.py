@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_minent.errors import UserError
+from solo_minent.files import locked, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,49 +20,6 @@ CHECKPOINT_FILE = Path("checkpoints/last.ckpt")
 RESULTS_FILE = "results.json"
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file next to `path`, makes it durable and renames it.
-
-    Args:
-        path: final name; its folder is made.
-        write: called with the temporary path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        # safetensors leaves its files to the owner alone; a run folder is shared like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    # A file name that is no UTF-8 keeps its bytes.
-    data = text.encode("utf-8", "surrogateescape")
-    write_atomic(path, lambda temporary: temporary.write_bytes(data))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read piece by piece."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
-
-
 def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> None:
     """Exports backbone weights as safetensors, with what is needed to build the backbone again.
 
@@ -74,7 +28,7 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
         state: the backbone's state dict, without prefix.
         config: the run; its backbone and data settings go into the file's metadata.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "format": "solo_minent backbone 1",
@@ -83,7 +37,8 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
         "data": json.dumps(asdict(config.data)),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+    # As bytes: safetensors' own writer makes a second temporary file, which a kill would leave.
+    write_bytes(path, save(tensors, metadata))
 
 
 def exported_data(path: Path) -> DataConfig | None:
@@ -137,21 +92,8 @@ def add_result(run_dir: Path, result: dict[str, Any]) -> None:
     same |= {"image_size", "normalization"}
     same |= {key for key in result if key.endswith("_images")}
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(run_dir / f".{RESULTS_FILE}.lock"):
+    with locked(run_dir / f".{RESULTS_FILE}.lock"):
         others = [
             r for r in read_results(run_dir) if any(r.get(key) != result.get(key) for key in same)
         ]
         write_json(run_dir / RESULTS_FILE, [*others, result])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a file that one process at a time can hold, on systems that have such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -35,13 +35,27 @@ OPEN = (
 BYSTANDERS = (
     "output_dir",
     "folder",
-    "checkpoint_every",
+    "checkpoint.",
+    "guard.",
+    "process_timeout",
     "monitor_every",
     "data.root",
     "data.num_workers",
     "data.on_corrupt",
     "data.val_images",
     "evaluation.",
+)
+
+
+# Where a run's folder lies, and what only the evaluations after it look at: what may differ when it
+# continues.
+ELSEWHERE = (
+    "output_dir",
+    "folder",
+    "evaluation.cache_features",
+    "evaluation.linear.",
+    "evaluation.finetune.",
+    "evaluation.detect.",
 )
 
 
@@ -170,16 +184,39 @@ def unwritable(folder: Path) -> str | None:
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written"
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def from_dict(values: dict[str, Any], source: str) -> RunConfig:
+    """The configuration that `asdict` made these values of, typed but not checked.
+
+    Raises:
+        UserError: they are no configuration of ours; `source` is what the message blames.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{source} has another configuration: {reason(error)}. It must have the keys of a run "
+            "of this version. Start a new run with another name=…"
+        ) from error
+
+
+def differences(
+    old: RunConfig, new: RunConfig, leave_out: tuple[str, ...] = BYSTANDERS
+) -> list[str]:
     """What differs between two configurations, as `key: old -> new`.
 
-    Left out is what does not change the weights of a run: see `BYSTANDERS`.
+    Args:
+        old: one of them.
+        new: the other.
+        leave_out: beginnings of keys; by default what does not change the weights of a run.
     """
     a, b = _flatten(asdict(old)), _flatten(asdict(new))
     return [
         f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not key.startswith(BYSTANDERS)
+        if a.get(key) != b.get(key) and not key.startswith(leave_out)
     ]
 
 

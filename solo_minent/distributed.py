@@ -106,6 +106,34 @@ def global_max(x: Tensor) -> Tensor:
     return _all_reduce(x, dist.ReduceOp.MAX) if is_distributed() else x.detach()
 
 
+class Agreement:
+    """A number on which the processes agree once a step, without waiting for a device.
+
+    The exchange runs on the CPU beside the step. Make it on all processes at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if is_distributed() else None
+        self._under_way: tuple[Tensor, dist.Work] | None = None
+
+    def largest(self, own: int) -> int:
+        """The largest number that a process gave at the call before, of one process: at this one.
+
+        All processes must call it equally often.
+        """
+        if self._group is None:
+            return own
+        agreed = 0
+        if self._under_way is not None:
+            earlier, work = self._under_way
+            work.wait()
+            agreed = int(earlier)
+        number = torch.tensor(own)
+        work = dist.all_reduce(number, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._under_way = (number, work)
+        return agreed
+
+
 def _all_reduce(x: Tensor, op: dist.ReduceOp) -> Tensor:
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, op=op)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from solo_minent.allowed import check_one_of
 from solo_minent.backbones import STEMS, TIMM_PREFIX, build_backbone, stem_of
-from solo_minent.checkpoint import write_atomic
 from solo_minent.data.transforms import normalization
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import Target
+from solo_minent.files import write_bytes
 from solo_minent.schema import RunConfig
 
 FORMATS = ("torchvision", "timm", "detectron2")
@@ -245,7 +245,7 @@ def _write(path: Path, data: bytes) -> None:
             f"file is there with other content: {path}. An export overwrites nothing. "
             "Choose another name, or delete it."
         )
-    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+    write_bytes(path, data)
 
 
 def _detectron2_hint(config: RunConfig, target: Target, name: str, path: Path) -> str:

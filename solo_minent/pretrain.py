@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
-import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_json, write_text
-from solo_minent.config import check_writable, differences, load_run, scaled_lrs, to_yaml
+from solo_minent.checkpoint import BACKBONE_FILE, save_backbone
+from solo_minent.checkpoint_io import CheckpointFiles
+from solo_minent.config import check_writable, scaled_lrs, to_yaml
 from solo_minent.console import quiet_lightning
 from solo_minent.data.images import ImageSet
 from solo_minent.data.loaders import eval_loader, num_workers, pretrain_images, pretrain_loader
@@ -28,38 +27,41 @@ from solo_minent.data.transforms import normalization
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import check_knn_k
+from solo_minent.files import write_json, write_text
+from solo_minent.meter import Meter
 from solo_minent.methods import available
 from solo_minent.monitors import monitors
 from solo_minent.schedules import lr_factor
 from solo_minent.schema import RunConfig
-from solo_minent.training import CorruptImages, EpochLog, OnlineKNN, SaveLast, WeightDecay
+from solo_minent.training.callbacks import CorruptImages, EpochLog, OnlineKNN, WeightDecay
+from solo_minent.training.folder import ResumePoint, alone, resume_point
+from solo_minent.training.saving import Saving
+from solo_minent.training.stopping import Signals
+from solo_minent.training.trainer import make_trainer
 
-CHECKPOINT = Path("checkpoints/last.ckpt")
-# What torch.load raises on a file that is cut, foreign, or needs pickle.
-DAMAGE = (RuntimeError, EOFError, KeyError, TypeError, struct.error, pickle.UnpicklingError)
 
-
-def pretrain(config: RunConfig) -> Path:
+def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
     """Trains a method, or continues the same run where its folder left off.
 
     Args:
         config: a checked configuration.
+        resume_from: a run folder or checkpoint to go on from, though its configuration differs.
 
     Returns:
         The run folder: config.yaml, log.csv, checkpoints/last.ckpt, backbone.safetensors,
         environment.json.
 
     Raises:
-        UserError: the folder holds another run or cannot be written, the data cannot be trained
-            on, or training diverged.
-        KeyboardInterrupt: stopped by the user; the last checkpoint is whole.
+        UserError: the folder holds another run, is in use or cannot be written, the data cannot be
+            trained on, or training diverged.
+        Stopped: a signal stopped the run; its checkpoint is written.
+        KeyboardInterrupt: stopped at once; the last checkpoint is whole.
     """
-    run_dir = config.run_dir
     check_writable(config)
-    resume = _resume_point(config)
-    if resume and _epochs_done(resume) >= config.max_epochs and (run_dir / BACKBONE_FILE).is_file():
-        print(f"run is complete: {config.max_epochs} epochs in {run_dir}")
-        return run_dir
+    resume = resume_point(config, resume_from)
+    if _complete(config, resume):
+        print(f"run is complete: {config.max_epochs} epochs in {config.run_dir}")
+        return config.run_dir
     pl.seed_everything(config.seed, workers=True, verbose=False)
     accelerator = _accelerator(config)
     _check_processes(config)
@@ -68,46 +70,44 @@ def pretrain(config: RunConfig) -> Path:
     loaders = _eval_loaders(config) if images.classes else None
     data = _fit_data(config, images, loaders)
     absolute = scaled_lrs(config)
-    steps_per_epoch = _steps_per_epoch(config, len(images))
-    module = host.build_method(
-        absolute,
-        build_backbone(config.backbone.name, config.backbone.stem, **config.backbone.kwargs),
-        lr_factor(absolute.scheduler, absolute.optimizer.lr, steps_per_epoch, config.max_epochs),
-        num_classes=max(len(images.classes), 1),
-    )
-    module.partly_labelled = bool((images.targets < 0).any())
-    if config.channels_last:
-        module = module.to(memory_format=torch.channels_last)
+    module = _module(absolute, images)
     if accelerator == "cpu":
         _share_cores(config, 0 if config.data.format == "device" else num_workers(config))
     interactive = sys.stderr.isatty()
-    with quiet_lightning():
-        trainer = pl.Trainer(
-            max_epochs=config.max_epochs,
-            accelerator=accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            precision=_precision(config, accelerator),
-            accumulate_grad_batches=config.accumulate_grad_batches,
-            gradient_clip_val=config.gradient_clip_val,
-            # torch's SyncBatchNorm has no CPU kernel.
-            sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
-            callbacks=_callbacks(config, data, loaders, lines=not interactive),
-            logger=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=interactive,
-            default_root_dir=run_dir,
-        )
+    callbacks = _callbacks(config, module, data, loaders, lines=not interactive)
+    with alone(config.run_dir), quiet_lightning():
+        # As it is now that no other process works there.
+        resume = resume_point(config, resume_from)
+        trainer = make_trainer(config, accelerator, callbacks, CheckpointFiles(), interactive)
         if trainer.is_global_zero:
-            write_text(run_dir / "config.yaml", to_yaml(config))
-            _note_environment(run_dir, resume)
+            write_text(config.run_dir / "config.yaml", to_yaml(config))
+            _note_environment(config.run_dir, resume)
             _announce(config, absolute, images, resume)
-        trainer.fit(module, **data, ckpt_path=resume, weights_only=True)
-    if trainer.is_global_zero:
-        state = host.backbone_state(module.state_dict())
-        save_backbone(run_dir / BACKBONE_FILE, state, config)
-    return run_dir
+        trainer.fit(module, **data, ckpt_path=resume and resume.path, weights_only=True)
+        if trainer.is_global_zero:
+            state = host.backbone_state(module.state_dict())
+            save_backbone(config.run_dir / BACKBONE_FILE, state, config)
+    return config.run_dir
+
+
+def _complete(config: RunConfig, resume: ResumePoint | None) -> bool:
+    exported = (config.run_dir / BACKBONE_FILE).is_file()
+    return resume is not None and resume.epochs >= config.max_epochs and exported
+
+
+def _module(absolute: RunConfig, images: ImageSet) -> pl.LightningModule:
+    """What is trained; `absolute` is the configuration with absolute learning rates."""
+    backbone = absolute.backbone
+    steps_per_epoch = _steps_per_epoch(absolute, len(images))
+    module = host.build_method(
+        absolute,
+        build_backbone(backbone.name, backbone.stem, **backbone.kwargs),
+        lr_factor(absolute.scheduler, absolute.optimizer.lr, steps_per_epoch, absolute.max_epochs),
+        num_classes=max(len(images.classes), 1),
+    )
+    module.partly_labelled = bool((images.targets < 0).any())
+    module.meter = Meter()
+    return module.to(memory_format=torch.channels_last) if absolute.channels_last else module
 
 
 class EvalLoaders(NamedTuple):
@@ -134,9 +134,14 @@ def _fit_data(config: RunConfig, images: ImageSet, loaders: EvalLoaders | None) 
 
 
 def _callbacks(
-    config: RunConfig, data: dict[str, Any], loaders: EvalLoaders | None, lines: bool
+    config: RunConfig,
+    module: pl.LightningModule,
+    data: dict[str, Any],
+    loaders: EvalLoaders | None,
+    lines: bool,
 ) -> list[Callback]:
-    callbacks: list[Callback] = []
+    signals = Signals()
+    callbacks: list[Callback] = [signals]
     end = config.optimizer.weight_decay_end
     if end is not None:
         callbacks.append(WeightDecay(config.optimizer.weight_decay, end))
@@ -148,42 +153,13 @@ def _callbacks(
         check_knn_k(config, len(loaders.memory.dataset))
         knn = OnlineKNN(*loaders, config.evaluation.knn_every, config.evaluation.knn_k)
         callbacks.append(knn)
+    looks = monitors(config)
     log = EpochLog(config.run_dir / "log.csv", knn, lines)
-    save = SaveLast(config.run_dir / CHECKPOINT, config.checkpoint_every)
-    return [*callbacks, *monitors(config), log, save]
+    saving = Saving(config, signals, {"meter": module.meter, "monitors": looks})
+    return [*callbacks, looks, log, saving]
 
 
-def _resume_point(config: RunConfig) -> Path | None:
-    """The run's own checkpoint, or None for a fresh start; a sibling's folder is refused."""
-    checkpoint, backbone = config.run_dir / CHECKPOINT, config.run_dir / BACKBONE_FILE
-    if not (checkpoint.is_file() or backbone.is_file()):
-        return None
-    changed = differences(load_run(config.run_dir), config)
-    if changed:
-        raise UserError(
-            f"run folder holds another run: {config.run_dir}, which differs in "
-            f"{'; '.join(changed)}. A run continues only with the same configuration. "
-            "Choose another name=… or delete the folder."
-        )
-    return checkpoint if checkpoint.is_file() else None
-
-
-def _epochs_done(checkpoint: Path) -> int:
-    """Epochs that a checkpoint holds.
-
-    Raises:
-        UserError: the file is no checkpoint of Lightning, or needs pickle.
-    """
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
-    except DAMAGE as error:
-        raise UserError(
-            f"checkpoint is damaged: {checkpoint} ({type(error).__name__}). A file that this run "
-            "saved was expected. Restore it, or delete it to start the run again."
-        ) from error
-
-
-def _note_environment(run_dir: Path, resume: Path | None) -> None:
+def _note_environment(run_dir: Path, resume: ResumePoint | None) -> None:
     """`environment.json`: one entry for each session that trained the run."""
     path = run_dir / "environment.json"
     earlier = json.loads(path.read_text()) if resume and path.is_file() else []
@@ -260,15 +236,8 @@ def _share_cores(config: RunConfig, workers: int) -> None:
     torch.set_num_threads(max(min(torch.get_num_threads(), cores - workers), 1))
 
 
-def _precision(config: RunConfig, accelerator: str) -> str:
-    if config.precision != "auto":
-        return config.precision
-    bf16 = accelerator == "gpu" and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if bf16 else "32-true"
-
-
 def _announce(
-    config: RunConfig, absolute: RunConfig, images: ImageSet, resume: Path | None
+    config: RunConfig, absolute: RunConfig, images: ImageSet, resume: ResumePoint | None
 ) -> None:
     unlabelled = int((images.targets < 0).sum())
     print(
@@ -278,4 +247,6 @@ def _announce(
         f"{absolute.optimizer.lr:g}, solo-learn {host.VERSION}, into {config.run_dir}"
     )
     if resume:
-        print(f"continuing from {resume}")
+        print(f"continuing from {resume.path}, step {resume.step}")
+        for line in resume.changed:
+            print(f"  changed: {line}")

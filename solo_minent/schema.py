@@ -248,12 +248,39 @@ class EvaluationConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When `checkpoints/last.ckpt` is written; the end of the run always is such a moment.
+
+    Attributes:
+        every_epochs: epochs between two checkpoints.
+        every_steps: optimiser steps between two, besides those; None for none.
+        every_minutes: of the clock, likewise, at the step after them.
+    """
+
+    every_epochs: int = 1
+    every_steps: int | None = None
+    every_minutes: float | None = None
+
+
+@dataclass
+class GuardConfig:
+    """What a loss or gradient that is not finite does.
+
+    Attributes:
+        skip: steps that are passed over without an update, in the whole run, before one ends it.
+    """
+
+    skip: int = 0
+
+
+@dataclass
 class RunConfig:
     """Everything that decides a pretraining run.
 
     From epoch `late_epoch` on, counted from 0, views are made by `late_augmentations` (TWIST's
     second stage crops harder). `monitor_every`: batches between two looks of the monitors, the last
-    batch of an epoch always being one; 0 for none.
+    batch of an epoch always being one; 0 for none. `process_timeout`: minutes that a process waits
+    for the others before the run ends.
     """
 
     name: str = "default"
@@ -280,8 +307,10 @@ class RunConfig:
     seed: int = 0
     output_dir: str = "runs"
     folder: str | None = None
-    checkpoint_every: int = 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     monitor_every: int = 50
+    process_timeout: float = 30.0
 
     @property
     def global_batch_size(self) -> int:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_minent.allowed import check_one_of
 from solo_minent.backbones import STEMS, stem_of
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.weight_files import read_weight_file
 from solo_minent.weight_layouts import COUNTER, HEADS, LAYOUTS, WHICH, WRAPPERS, Layout
 

@@ -9,12 +9,13 @@ import torch
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
+from solo_minent.checkpoint import CHECKPOINT_FILE
 from solo_minent.config import load_run
 from solo_minent.evaluation.knn import knn_eval
 from solo_minent.evaluation.linear import linear_eval
 from solo_minent.evaluation.targets import features_of, load_target
 from solo_minent.methods import available
-from solo_minent.pretrain import CHECKPOINT, pretrain
+from solo_minent.pretrain import pretrain
 from solo_minent.weights import load_weights
 
 METHODS = sorted(available())
@@ -43,7 +44,7 @@ def test_run_from_pretraining_to_evaluation(tiny_run, name):
     assert log[sorted(terms)].iloc[1:].notna().all().all()
     assert load_run(run_dir).method_kwargs == config.method_kwargs
 
-    checkpoint = torch.load(run_dir / CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(run_dir / CHECKPOINT_FILE, weights_only=True)
     state = host.backbone_state(checkpoint["state_dict"])
     backbone = build_backbone("timm:resnet10t", "small", **config.backbone.kwargs)
     loaded = load_weights(run_dir / "backbone.safetensors", backbone)
@@ -75,21 +76,21 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny_run, name, tmp_path):
 
     config = tiny_run(name, "max_epochs=3", "name=killed")
     with pytest.MonkeyPatch.context() as patch:
-        from solo_minent.training import SaveLast
+        from solo_minent.training.saving import Saving
 
-        original = SaveLast.on_train_epoch_end
+        original = Saving.on_train_epoch_end
 
         def save_then_die(self, trainer, module):
             original(self, trainer, module)
             if trainer.current_epoch == 1:
                 raise Killed
 
-        patch.setattr(SaveLast, "on_train_epoch_end", save_then_die)
+        patch.setattr(Saving, "on_train_epoch_end", save_then_die)
         with pytest.raises(Killed):
             pretrain(config)
     killed = pretrain(config)
 
-    a, b = (torch.load(run / CHECKPOINT, weights_only=True) for run in (whole, killed))
+    a, b = (torch.load(run / CHECKPOINT_FILE, weights_only=True) for run in (whole, killed))
     assert a["global_step"] == b["global_step"] == 15
     for key, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][key]), key

@@ -8,16 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from solo_minent.checkpoint import (
-    add_result,
-    read_results,
-    save_backbone,
-    sha256,
-    write_atomic,
-    write_text,
-)
+from solo_minent.checkpoint import add_result, read_results, save_backbone
 from solo_minent.config import load_recipe
 from solo_minent.errors import UserError
+from solo_minent.files import sha256, write_atomic, write_text
 from solo_minent.weights import load_weights
 
 

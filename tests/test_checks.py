@@ -32,7 +32,7 @@ TOO_SMALL = {
     "evaluation.finetune.weight_decay": -1,
     **dict.fromkeys(["scheduler.restart_lr", "scheduler.restart_epoch"], 0),
     **dict.fromkeys(["max_epochs", "devices", "num_nodes", "accumulate_grad_batches"], 0),
-    **dict.fromkeys(["checkpoint_every", "evaluation.batch_size", "evaluation.knn_k"], 0),
+    **dict.fromkeys(["checkpoint.every_epochs", "evaluation.batch_size", "evaluation.knn_k"], 0),
     **dict.fromkeys(["evaluation.linear.max_epochs", "evaluation.linear.batch_size"], 0),
     **dict.fromkeys(["data.train_images", "data.val_images"], 0),
     **dict.fromkeys(["seed", "data.num_workers", "optimizer.classifier_lr"], -1),
@@ -40,7 +40,8 @@ TOO_SMALL = {
     **dict.fromkeys(["scheduler.warmup_epochs", "scheduler.warmup_steps"], -1),
     **dict.fromkeys(["scheduler.warmup_start_lr", "scheduler.min_lr"], -1),
     **dict.fromkeys(["scheduler.restart_warmup_epochs", "evaluation.knn_every"], -1),
-    "monitor_every": -1,
+    **dict.fromkeys(["monitor_every", "guard.skip"], -1),
+    **dict.fromkeys(["checkpoint.every_steps", "checkpoint.every_minutes", "process_timeout"], 0),
     **{
         f"evaluation.detect.{key}": value
         for value, keys in {

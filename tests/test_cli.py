@@ -150,8 +150,9 @@ def test_report_draws_a_table_and_a_picture(tiny_run, capsys):
 def finished(tiny_run):
     """A run folder as a finished run leaves it, without the training."""
     from solo_minent.backbones import build_backbone
-    from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, write_text
+    from solo_minent.checkpoint import BACKBONE_FILE, save_backbone
     from solo_minent.config import to_yaml
+    from solo_minent.files import write_text
 
     def make(*overrides):
         config = tiny_run("twist", "evaluation.linear.max_epochs=2", *overrides)

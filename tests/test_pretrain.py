@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from solo_minent.checkpoint import CHECKPOINT_FILE
 from solo_minent.errors import UserError
-from solo_minent.pretrain import CHECKPOINT, pretrain
+from solo_minent.pretrain import pretrain
 
 
 def contents(folder):
@@ -39,17 +40,17 @@ def test_a_finished_run_is_left_alone(tiny_run, capsys):
 
 def test_another_run_is_refused_even_without_its_checkpoint(tiny_run):
     config = tiny_run("minent", "max_epochs=1", "evaluation.knn_every=0")
-    (pretrain(config) / CHECKPOINT).unlink()
+    (pretrain(config) / CHECKPOINT_FILE).unlink()
     before = contents(config.run_dir)
     with pytest.raises(UserError, match="another run.*seed: 0 -> 7.*another name"):
         pretrain(tiny_run("minent", "max_epochs=1", "evaluation.knn_every=0", "seed=7"))
     assert contents(config.run_dir) == before
 
 
-def test_what_does_not_change_a_run_may_change_on_resume(tiny_run):
+def test_what_later_evaluations_look_at_may_change_on_resume(tiny_run):
     config = tiny_run("minent", "max_epochs=1")
     (pretrain(config) / "backbone.safetensors").unlink()
-    again = tiny_run("minent", "max_epochs=1", "data.num_workers=1", "evaluation.knn_k=3")
+    again = tiny_run("minent", "max_epochs=1", "evaluation.linear.lr=0.1")
     assert (pretrain(again) / "backbone.safetensors").is_file()
     sessions = json.loads((config.run_dir / "environment.json").read_text())
     assert len(sessions) == 2 and sessions[0]["packages"]["torch"]
@@ -58,7 +59,7 @@ def test_what_does_not_change_a_run_may_change_on_resume(tiny_run):
 @pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04"])
 def test_a_damaged_checkpoint_is_named(tiny_run, junk):
     config = tiny_run("minent", "max_epochs=1", "evaluation.knn_every=0")
-    (pretrain(config) / CHECKPOINT).write_bytes(junk)
+    (pretrain(config) / CHECKPOINT_FILE).write_bytes(junk)
     before = contents(config.run_dir)
     with pytest.raises(UserError, match=r"checkpoint is damaged: .*last\.ckpt"):
         pretrain(config)
@@ -70,7 +71,7 @@ def test_a_diverged_run_stops_and_exports_nothing(tiny_run):
     with pytest.raises(UserError, match="training has diverged: .*not finite in epoch 1"):
         pretrain(config)
     assert not (config.run_dir / "backbone.safetensors").exists()
-    assert not (config.run_dir / CHECKPOINT).exists()
+    assert not (config.run_dir / CHECKPOINT_FILE).exists()
 
 
 def test_a_row_of_the_log_holds_what_its_epoch_measured(tiny_run):
@@ -91,7 +92,7 @@ def test_a_row_of_the_log_holds_what_its_epoch_measured(tiny_run):
 
 def test_accumulated_batches_are_one_step(tiny_run):
     config = tiny_run("mec", "max_epochs=1", "accumulate_grad_batches=2", "evaluation.knn_every=0")
-    checkpoint = torch.load(pretrain(config) / CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(pretrain(config) / CHECKPOINT_FILE, weights_only=True)
     assert checkpoint["global_step"] == 3  # five batches of 32 out of 160 images
 
 
@@ -102,7 +103,7 @@ def test_two_ranks_train_one_run(tiny_run):
     assert done.stdout.count("run folder:") == 1
     log = pd.read_csv(config.run_dir / "log.csv")
     assert log["epoch"].tolist() == [0, 1] and log["knn_acc1"].notna().all()
-    checkpoint = torch.load(config.run_dir / CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(config.run_dir / CHECKPOINT_FILE, weights_only=True)
     assert checkpoint["global_step"] == 5  # 160 images, 2 x 16 a step
     assert checkpoint["state_dict"]["criterion.R1"].dtype == torch.float64
 
@@ -118,10 +119,10 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_does(tiny_run):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not (config.run_dir / CHECKPOINT).exists() and time.monotonic() < deadline:
+    while not (config.run_dir / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command continues" in error and "Traceback" not in error
-    torch.load(config.run_dir / CHECKPOINT, weights_only=True)
+    torch.load(config.run_dir / CHECKPOINT_FILE, weights_only=True)

@@ -117,7 +117,7 @@ def test_loss_and_accuracy_are_over_the_labelled_images(tiny_run):
 
 
 def test_weight_decay_follows_half_a_cosine(tiny_run, monkeypatch):
-    from solo_minent.training import WeightDecay
+    from solo_minent.training.callbacks import WeightDecay
 
     seen = []
     original = WeightDecay.on_train_batch_start

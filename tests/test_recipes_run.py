@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torchvision import datasets as tv
 
+from solo_minent.checkpoint import CHECKPOINT_FILE
 from solo_minent.config import load_recipe, recipes
 from solo_minent.data.datasets import load_split
 from solo_minent.data.h5 import write_h5
 from solo_minent.data.loaders import pretrain_loader
 from solo_minent.errors import UserError
 from solo_minent.prepare.imagenet import STANDARD
-from solo_minent.pretrain import CHECKPOINT, pretrain
+from solo_minent.pretrain import pretrain
 
 FOLDERS = {  # class names, side of an image
     "tiny_imagenet": ([f"n{number:08}" for number in range(200)], 64),
@@ -175,7 +176,7 @@ def test_a_recipe_trains(recipe, roots, tmp_path):
     losses = rows[f"train_{config.method}_loss"].tolist()
     assert len(losses) == epochs and all(map(math.isfinite, losses))
     assert rows["val_acc1"].between(0, 100).all() and rows["knn_acc1"].between(0, 100).all()
-    checkpoint = torch.load(run_dir / CHECKPOINT, weights_only=True, mmap=True)
+    checkpoint = torch.load(run_dir / CHECKPOINT_FILE, weights_only=True, mmap=True)
     assert checkpoint["global_step"] == 2 * epochs
     assert (run_dir / "backbone.safetensors").is_file()
     for file in run_dir.rglob("*.*t*"):  # some hundred MB

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.weights import load_weights
 
 NARROW = [64, 8, 8, 8]

@@ -11,6 +11,7 @@ import sys
 from solo_minent.cli.parser import parse
 from solo_minent.cli.words import say
 from solo_minent.errors import UserError
+from solo_minent.files import FULL, full_disk_error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a path that may not be read or written, a full disk
         if options.debug:
             raise
+        if error.errno in FULL:
+            say(f"error: {full_disk_error(error, error.filename or 'a file')}", sys.stderr)
+            return 2
         what = f"{error.strerror or error}: {error.filename or 'no file named'}"
         say(
             f"error: the system refuses a file: {what}. It must be there, readable, and writable "

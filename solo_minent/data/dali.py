@@ -11,7 +11,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from solo_minent.data.augmentations import views_at
 from solo_minent.data.dali_graph import build_pipeline
 from solo_minent.data.dali_views import ViewPlan
 from solo_minent.data.epochs import EpochSampler, ReadableImages, Resumable, seeded
-from solo_minent.data.images import ImageSet
+from solo_minent.data.images import ImageSet, open_image
 from solo_minent.data.transforms import normalization
 from solo_minent.errors import UserError
 from solo_minent.machine import cores_of_each
@@ -114,8 +113,6 @@ def _plans(config: RunConfig, epoch: int) -> list[ViewPlan]:
 
 def _plain_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a whole RGB or grey JPEG or PNG, from its ends; None for all others."""
-    from PIL import Image
-
     # A JPEG's end mark stands at its end and nowhere in its pixels; some writers add padding.
     if data[:2] == b"\xff\xd8":
         whole = b"\xff\xd9" in data[-32:]
@@ -124,7 +121,7 @@ def _plain_size(data: bytes) -> tuple[int, int] | None:
     if not whole:
         return None
     try:
-        with Image.open(BytesIO(data)) as image:
+        with open_image(data) as image:
             plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG")
             return image.size if plain else None
     except Exception:  # whatever it is, decoding it in full says it again

@@ -7,6 +7,8 @@ recognised and refused with the command that puts them right.
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +31,12 @@ def folder_split(
     see `select_listed`. A `train` folder that holds images and no class folders is an unlabelled
     set: labels -1, no classes.
 
-    Raises UserError on a missing or wrong layout, on a class folder without images, and for
-    tiny_imagenet, imagenet100 and imagenet on another number of classes than their own.
+    Raises UserError on a missing or wrong layout, on a class folder without images, on what would
+    be passed over or read twice in silence (a folder that cannot be listed, a broken link, a link
+    to a folder above, a pipe), and for tiny_imagenet, imagenet100 and imagenet on another number of
+    classes than their own.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     train = split_folder(dataset, root, "train")
     classes = _train_classes(dataset, train)
@@ -45,7 +49,9 @@ def folder_split(
     else:
         present = _test_classes(dataset, folder, classes) if folder != train else classes
         index = {name: label for label, name in enumerate(classes) if name in set(present)}
-        samples = make_dataset(str(folder), index, IMG_EXTENSIONS, allow_empty=True)
+        samples = [
+            (path, label) for name, label in index.items() for path in _images_below(folder / name)
+        ]
         targets = np.array([label for _, label in samples], dtype=np.int64)
         filled = np.bincount(targets, minlength=len(classes))
         empty = [name for name, label in index.items() if not filled[label]]
@@ -222,14 +228,11 @@ def _test_classes(dataset: str, folder: Path, classes: list[str]) -> list[str]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in entries if entry.is_dir())
-    for entry in entries:
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            raise UserError(
-                f"a broken link: {entry.path} -> {os.readlink(entry.path)}. It must lead to a "
-                "class folder. Mount or repair what it leads to, or remove it."
-            )
+    names = sorted(
+        entry.name
+        for entry, mode in _entries(folder)
+        if stat.S_ISDIR(mode) and not entry.name.startswith(".")
+    )
     if names and (loose := _loose_images(folder)):
         raise UserError(
             f"images beside class folders: {loose[0]}. {_layout(folder.parent)} Or no class "
@@ -239,13 +242,74 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _loose_images(folder: Path) -> list[str]:
+    return sorted(entry.path for entry, mode in _entries(folder) if stat.S_ISREG(mode))
+
+
+def _images_below(folder: Path) -> list[str]:
+    """The images of a class and its folders, in the order of torchvision's `make_dataset`."""
+    found: list[tuple[str, list[str]]] = []
+    waiting = [(str(folder), frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        status = os.stat(place)
+        # Through a link to a folder above, each image would be met once a turn.
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise UserError(
+                f"a link leads to a folder above it: {place} -> {os.path.realpath(place)}. "
+                "Its images would be read again and again. Remove it."
+            )
+        files = []
+        for entry, mode in _entries(place):
+            if stat.S_ISDIR(mode):
+                waiting.append((entry.path, above | {here}))
+            elif stat.S_ISREG(mode):
+                files.append(entry.path)
+        found.append((place, sorted(files)))
+    return [path for _, files in sorted(found) for path in files]
+
+
+def _entries(folder: str | Path) -> Iterator[tuple[os.DirEntry, int]]:
+    """The folders and images in a folder, each with its mode; links count as what they lead to.
+
+    Raises UserError where the folder cannot be listed, a link is broken (hidden ones but images
+    are passed over), or an image is no regular file: reading a pipe would never end.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    return sorted(
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file()
-    )
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(
+            f"cannot list a folder: {folder} ({error.strerror}). Its images would be missing. "
+            "Make it readable, or remove it."
+        ) from error
+    for entry in entries:
+        image = entry.name.lower().endswith(IMG_EXTENSIONS)
+        mode = _mode(entry)
+        if mode is None:
+            if image or not entry.name.startswith("."):
+                raise UserError(
+                    f"a broken link: {entry.path} -> {os.readlink(entry.path)}. It must lead to "
+                    "an image or a folder. Mount or repair what it leads to, or remove it."
+                )
+        elif stat.S_ISDIR(mode) or (image and stat.S_ISREG(mode)):
+            yield entry, mode
+        elif image:
+            raise UserError(
+                f"no regular file: {entry.path}. A name with the ending of an image must be a "
+                "file or a folder, not a pipe, socket or device. Remove it."
+            )
+
+
+def _mode(entry: os.DirEntry) -> int | None:
+    """Folder, regular file, or 0: something else; of a link what it leads to, None if broken."""
+    if not entry.is_symlink():  # known without asking the file system once more
+        return stat.S_IFDIR if entry.is_dir() else stat.S_IFREG if entry.is_file() else 0
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:  # nothing there, a link to itself, or a folder on the way that is closed
+        return None
 
 
 def _found(folder: Path) -> str:

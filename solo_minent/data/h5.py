@@ -152,7 +152,7 @@ def write_h5(images: ImageSet, path: str | Path, progress: bool = True) -> None:
     `H5Images(path)` has the same images in the same order. Raises UserError where h5py is missing,
     an image file is gone or the file cannot be written.
     """
-    from solo_minent.checkpoint import write_atomic
+    from solo_minent.files import write_atomic
 
     h5py = _h5py()
     path = Path(path)

@@ -7,7 +7,9 @@ lists of paths (H5 files: `solo_minent.data.h5`). An image that cannot be decode
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 UNLABELLED = -1
+
+# Pillow's other readers are left out: they run Ghostscript (EPS), or take noise for an image (TGA).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+# A Huffman code has at least one bit, and the first scan of a JPEG one code for each 8 x 8 block.
+_JPEG_PIXELS_PER_BYTE = 8 * 64
+# Resizing to a short side of 256 makes a long side of 256 times the ratio.
+_LONGEST_RATIO = 256
 
 
 class CorruptImageError(UserError):
@@ -185,12 +194,17 @@ class FileImages(ImageSet):
     def encoded(self, index: int) -> bytes:
         path = self.name_of(index)
         try:
-            return Path(path).read_bytes()
+            # A pipe would be waited for, a device read without end.
+            with open(path, "rb", opener=_open_at_once) as file:
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return file.read()
+                reason = "no regular file"
         except OSError as error:
             raise UserError(
                 f"cannot read a file: {path} ({error.strerror}). It was there when the run "
                 "started. Make it readable, or start again without it."
             ) from error
+        raise _corrupt(path, index, reason)
 
     def file_names(self) -> list[str]:
         return [os.path.basename(os.fsdecode(path)) for path in self.paths.tolist()]
@@ -199,12 +213,12 @@ class FileImages(ImageSet):
 def decode(data: bytes, name: str, index: int | None = None) -> Image:
     """An image file's bytes as an RGB image. name, index: for the error.
 
-    Raises CorruptImageError on anything but a whole image.
+    Raises CorruptImageError on anything but a whole image of `FORMATS`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(BytesIO(data)) as image:
+        with open_image(data) as image:
             return image.convert("RGB")
     except MemoryError:
         raise
@@ -216,13 +230,48 @@ def decode(data: bytes, name: str, index: int | None = None) -> Image:
             reason = "the file is empty"
         elif isinstance(error, UnidentifiedImageError):
             reason = "not an image"
-        raise CorruptImageError(
-            f"cannot read an image: {name} ({reason}). It must be a whole image file. "
-            "Replace or remove it, or set data.on_corrupt=skip.",
-            name,
-            index,
-            reason,
-        ) from error
+        raise _corrupt(name, index, reason) from error
+
+
+def open_image(data: bytes) -> Image:
+    """An image file's bytes as Pillow's image whose pixels are not decoded yet.
+
+    Raises ValueError on a size that a broken header invents, before memory is taken for it: a JPEG
+    of more pixels than its bytes can describe (libjpeg fills what is missing with grey), or sides
+    of a ratio beyond 256. Raises what Pillow raises on anything that is no image.
+    """
+    from PIL import Image
+
+    image = Image.open(BytesIO(data), formats=_formats())
+    width, height = image.size
+    if max(width, height) > _LONGEST_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels, at most {_LONGEST_RATIO} to 1 are allowed")
+    if image.format in ("JPEG", "MPO") and width * height > _JPEG_PIXELS_PER_BYTE * len(data):
+        raise ValueError(f"{width} x {height} pixels cannot be described by {len(data)} bytes")
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _corrupt(name: str, index: int | None, reason: str) -> CorruptImageError:
+    return CorruptImageError(
+        f"cannot read an image: {name} ({reason}). It must be a whole image file. "
+        "Replace or remove it, or set data.on_corrupt=skip.",
+        name,
+        index,
+        reason,
+    )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _part_of(name: str) -> str:

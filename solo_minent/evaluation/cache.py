@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solo_minent.checkpoint import write_atomic
 from solo_minent.data.h5 import H5Images
 from solo_minent.data.images import ArrayImages, FileImages, ImageSet, MappedImages
 from solo_minent.data.transforms import ToNormalizedTensor
+from solo_minent.errors import UserError
+from solo_minent.files import write_bytes
 
 if TYPE_CHECKING:
     from solo_minent.data.loaders import EvalLoader
@@ -132,14 +133,13 @@ def read_features(path: Path, key: Mapping[str, Any]) -> tuple[Tensor, Tensor] |
 
 def write_features(path: Path, key: Mapping[str, Any], features: Tensor, labels: Tensor) -> None:
     """Writes features whole or not at all; says so where the file system refuses."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
     metadata = {"format": FORMAT, "key": _text(key)}
     try:
-        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
-    except (OSError, SafetensorError) as error:
+        write_bytes(path, save(tensors, metadata))
+    except (OSError, UserError) as error:
         reason = " ".join(str(error).split())[:160]
         print(f"features are not kept: {path} ({reason})", file=sys.stderr)
 

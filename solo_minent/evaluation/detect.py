@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from solo_minent.checkpoint import write_json
+from solo_minent.checkpoint_io import CheckpointFiles, read_checkpoint
 from solo_minent.console import progress_bar, quiet_lightning
 from solo_minent.data.loaders import num_workers
 from solo_minent.data.transforms import normalization
@@ -29,6 +29,7 @@ from solo_minent.evaluation.detection_training import DetectorTraining, Stretche
 from solo_minent.evaluation.protocols import name_of
 from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import Target
+from solo_minent.files import write_json
 from solo_minent.schema import DetectConfig, RunConfig
 
 
@@ -92,6 +93,7 @@ def detect_eval(
             num_nodes=config.num_nodes,
             sync_batchnorm=cuda,  # torch's has no CPU kernel
             callbacks=[Stretches(folder)],
+            plugins=[CheckpointFiles()],
             logger=False,
             enable_model_summary=False,
             enable_progress_bar=progress and sys.stderr.isatty(),
@@ -220,13 +222,7 @@ def _checked(path: Path) -> Path | None:
     """The checkpoint, if there is one, and that it can be read."""
     if not path.is_file():
         return None
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]
-    except Exception as error:  # a cut file, a foreign one and a pickle each raise something else
-        raise UserError(
-            f"checkpoint is damaged: {path} ({type(error).__name__}). A file that this training "
-            "saved was expected. Restore it, or delete it to start the training again."
-        ) from error
+    read_checkpoint(path)
     return path
 
 

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_minent.checkpoint import write_atomic, write_text
 from solo_minent.distributed import global_max
 from solo_minent.errors import UserError
 from solo_minent.evaluation.detection_loader import DetectionImages, detection_loader, step_batches
+from solo_minent.files import write_text
 from solo_minent.schema import DetectConfig
 
 
@@ -157,11 +157,9 @@ class Stretches(Checkpoint):
         taken, module.losses = module.losses, []
         means = {key: sum(one[key] for one in taken) / len(taken) for key in taken[0]}
         self.rows.append({"step": trainer.global_step, **means})
-        path = self.folder / "last.ckpt"
+        trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
-            write_atomic(path, trainer.save_checkpoint)
             lines = [",".join(self.rows[0])]
             lines += [",".join(f"{value:.6g}" for value in row.values()) for row in self.rows]
             write_text(self.folder / "log.csv", "\n".join(lines) + "\n")
-        else:
-            trainer.save_checkpoint(path)
+

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from solo_minent.allowed import Range, check_range
-from solo_minent.checkpoint import sha256, write_text
 from solo_minent.checks import check_training
 from solo_minent.data.datasets import stratified_indices
 from solo_minent.data.loaders import image_loader, labelled_images
@@ -30,6 +29,7 @@ from solo_minent.evaluation.features import device_of, extract_features, resolve
 from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import Target, with_normalization
 from solo_minent.evaluation.training import Outcome
+from solo_minent.files import sha256, write_text
 
 if TYPE_CHECKING:
     from solo_minent.data.images import ImageSet

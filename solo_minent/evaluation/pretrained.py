@@ -14,8 +14,8 @@ from torch import nn
 
 from solo_minent.allowed import check_one_of
 from solo_minent.backbones import TIMM_PREFIX, build_backbone
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.weights import load_weights
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo_minent.allowed import check_one_of, closest
-from solo_minent.checkpoint import write_text
 from solo_minent.config import protocol as protocol_lines
 from solo_minent.data.datasets import DATASETS
 from solo_minent.data.folders import split_folder
@@ -37,6 +36,7 @@ from solo_minent.evaluation import logistic, multilabel
 from solo_minent.evaluation.results import check_storable, store_result
 from solo_minent.evaluation.targets import EvalLoaders, Target, features_of, with_normalization
 from solo_minent.evaluation.training import Outcome
+from solo_minent.files import write_text
 from solo_minent.schema import RunConfig
 
 MODES = ("linear", "finetune")

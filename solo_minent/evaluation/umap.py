@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from solo_minent.allowed import check_one_of
-from solo_minent.checkpoint import write_atomic
 from solo_minent.config import check_writable
 from solo_minent.data.loaders import image_loader, labelled_images
 from solo_minent.data.transforms import eval_transform, normalization
 from solo_minent.errors import UserError
 from solo_minent.evaluation.features import device_of, extract_features
 from solo_minent.evaluation.targets import Target, with_normalization
+from solo_minent.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from solo_minent.errors import UserError
+from solo_minent.meter import Meter
 from solo_minent.methods.base import Progress, SSLMethod
 
 OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
@@ -26,10 +27,15 @@ class MethodModule:
     Attributes:
         method_class: the method as it was written, without a host.
         partly_labelled: training images may have no label (target -1).
+        meter: takes what is logged, in place of Lightning, if set.
+        terms: what the last training step logged, by name: scalars, without gradient.
+        update_refused: the step under way shall not change the weights, nor the teacher's.
     """
 
     method_class: ClassVar[type[SSLMethod]]
     partly_labelled: bool = False
+    meter: Meter | None = None
+    update_refused: bool = False
     lr_factor: Callable[[int], float] | None = None
 
     def _finish(
@@ -57,7 +63,6 @@ class MethodModule:
                 "number of steps. Give the Trainer max_epochs, and a loader that has a length."
             )
         self._total_steps = int(total_steps)
-        self._last_step = self.trainer.global_step
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The method's loss plus that of solo-learn's online classifier (on detached features).
@@ -72,10 +77,15 @@ class MethodModule:
         out = super().training_step(batch, batch_idx)
         views = batch[1]
         crops = [views] if isinstance(views, Tensor) else list(views)
-        terms = self.ssl_step(crops, out["feats"], self._progress(self.trainer.global_step))
-        logged = {f"train_{self.name}_{term}": value for term, value in terms.items()}
-        self.log_dict(logged, on_epoch=True, sync_dist=True)
+        progress = self._progress(self.trainer.global_step)
+        terms = self.ssl_step(crops, out["feats"], progress)
         class_loss = out["loss"]
+        logged = {f"train_{self.name}_{term}": value for term, value in terms.items()}
+        self.terms = {"train_class_loss": class_loss.detach()}
+        self.terms |= {name: value.detach() for name, value in logged.items()}
+        if self.teacher:
+            logged["tau"] = self.teacher_momentum(progress)
+        self.log_dict(logged, on_epoch=True, sync_dist=True)
         return terms["loss"].to(class_loss.dtype) + class_loss
 
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -93,13 +103,37 @@ class MethodModule:
                 out[name] = out[name] * len(targets) / count
         return out
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the teacher if the optimiser has made a step (not while gradients accumulate)."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        step = self.trainer.global_step
-        if self.teacher and step > self._last_step:
-            self.log("tau", self.update_teacher(self._progress(step - 1)))
-        self._last_step = step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One update of the weights, after which the teacher follows."""
+        super().optimizer_step(*args, **kwargs)
+        refused, self.update_refused = self.update_refused, False
+        if self.teacher and not refused:
+            self.update_teacher(self._progress(self.trainer.global_step))
+
+    # What is logged.
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Lightning's; or into `meter`: there, a result of validation weighs its images."""
+        if self.meter is None:
+            super().log_dict(dictionary, *args, **kwargs)
+        else:
+            validating = self.trainer.validating
+            self.meter.add(dictionary, self._validated if validating else 1)
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As `log_dict`."""
+        if self.meter is None:
+            super().log(name, value, *args, **kwargs)
+        else:
+            self.log_dict({name: value})
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._validated = 0
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        self._validated += len(batch[1])
+        return super().validation_step(batch, batch_idx)
 
     def _progress(self, step: int) -> Progress:
         total_epochs = self.trainer.max_epochs

@@ -28,9 +28,9 @@ __all__ = ["Monitors", "figures", "monitors"]
 MOST_ROWS = 256
 
 
-def monitors(config: RunConfig) -> list[Callback]:
-    """The callbacks of a run, to stand before the one that writes the log."""
-    return [Monitors(config.monitor_every)]
+def monitors(config: RunConfig) -> Monitors:
+    """The callback of a run, to stand before the one that writes the log."""
+    return Monitors(config.monitor_every)
 
 
 class Monitors(Callback):
@@ -61,6 +61,13 @@ class Monitors(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.watch.load_state_dict(state)
+
+    def rank_state(self) -> list[Tensor]:
+        """What `solo_minent.training.saving` keeps of each process."""
+        return [seen.cpu() for seen in self.seen]
+
+    def load_rank_state(self, state: list[Tensor]) -> None:
+        self.seen = state
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         module.observer = self.observe if self.every else None
@@ -138,7 +145,8 @@ class Monitors(Callback):
         else:
             return
         if not self.seen:
-            self.seen = [torch.zeros(n, device=given[0].device) for n in class_counts(method)]
+            self.seen = [torch.zeros(n) for n in class_counts(method)]
+        self.seen = [seen.to(given[0].device) for seen in self.seen]
         for seen, classes in zip(self.seen, given, strict=True):
             seen.index_fill_(0, classes, 1.0)
 
@@ -146,8 +154,8 @@ class Monitors(Callback):
         if self.seen:
             dead = (global_max(torch.cat(self.seen)) == 0).sum()
             module.log("monitor_dead_classes", dead.float(), rank_zero_only=True)
+        logged = module.meter.means(module.device)
         if self.every and trainer.is_global_zero:
-            logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
             message = self.watch.judge(module, logged, self.rows, trainer.current_epoch + 1)
             if message:
                 print(message, file=sys.stderr)

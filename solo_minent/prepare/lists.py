@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.prepare.archives import Archive, Job, fetch
 
 # github.com/google-research/simclr: 12,811 and 128,116 file names, one a line.

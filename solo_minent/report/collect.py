@@ -9,14 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from solo_minent.checkpoint import (
-    BACKBONE_FILE,
-    CHECKPOINT_FILE,
-    RESULTS_FILE,
-    read_results,
-    sha256,
-)
+from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE, RESULTS_FILE, read_results
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.schema import RunConfig
 
 ENVIRONMENT_FILE = "environment.json"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from solo_minent.checkpoint import write_atomic
 from solo_minent.evaluation.umap import COLORS
+from solo_minent.files import write_atomic
 from solo_minent.methods import available
 from solo_minent.report.collect import Run
 

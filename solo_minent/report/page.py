@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_minent import __version__
-from solo_minent.checkpoint import write_text
 from solo_minent.config import differences
 from solo_minent.errors import UserError
+from solo_minent.files import write_text
 from solo_minent.report import figures
 from solo_minent.report.collect import Run
 from solo_minent.report.examples import Examples, examples_of

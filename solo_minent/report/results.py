@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from solo_minent.checkpoint import write_atomic
+from solo_minent.files import write_atomic
 from solo_minent.report.collect import Run
 
 BASELINES = {"pixels": "raw pixels", "random": "untrained backbone"}

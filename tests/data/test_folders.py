@@ -64,15 +64,15 @@ def test_the_order_is_torchvisions(tree):
 
 
 def test_the_tree_is_walked_once(tree, monkeypatch):
-    from torchvision.datasets import folder
-
     base, calls = tree(20, images=2), []
-    walk = folder.make_dataset
-    monkeypatch.setattr(folder, "make_dataset", lambda *a, **k: calls.append(a) or walk(*a, **k))
+    scan = os.scandir
+    monkeypatch.setattr(folders.os, "scandir", lambda place: calls.append(place) or scan(place))
     assert len(load_split("custom", base, "train")) == 40
-    assert len(calls) == 1
-    assert num_classes("custom", base) == 20
-    assert len(calls) == 1
+    walked = [place for place in map(str, calls) if os.path.basename(place).startswith("c0")]
+    assert len(walked) == len(set(walked)) == 20
+    calls.clear()
+    assert num_classes("custom", base) == 20  # opens no class
+    assert set(map(str, calls)) == {str(base / "train")}
 
 
 @pytest.mark.parametrize(

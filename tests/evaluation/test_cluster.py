@@ -13,11 +13,12 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import read_results, sha256
+from solo_minent.checkpoint import read_results
 from solo_minent.data.loaders import eval_loader
 from solo_minent.errors import UserError
 from solo_minent.evaluation.cluster import cluster_eval, cluster_metrics, kmeans
 from solo_minent.evaluation.targets import load_target
+from solo_minent.files import sha256
 from solo_minent.pretrain import pretrain
 
 RNG = np.random.default_rng(0)

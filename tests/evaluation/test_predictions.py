@@ -7,13 +7,14 @@ import torch
 
 from solo_minent import host
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import CHECKPOINT_FILE, sha256
+from solo_minent.checkpoint import CHECKPOINT_FILE
 from solo_minent.config import load_recipe
 from solo_minent.errors import UserError
 from solo_minent.evaluation import predictions
 from solo_minent.evaluation.cluster import cluster_eval
 from solo_minent.evaluation.predictions import load_network, predict
 from solo_minent.evaluation.targets import load_target
+from solo_minent.files import sha256
 from solo_minent.losses import minent_targets
 from solo_minent.methods import available
 

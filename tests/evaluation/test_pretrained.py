@@ -10,10 +10,10 @@ from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms._presets import ImageClassification
 
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
 from solo_minent.evaluation.pretrained import from_timm, from_torchvision
 from solo_minent.evaluation.targets import load_target
+from solo_minent.files import sha256
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE, save_backbone, write_text
+from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE, save_backbone
 from solo_minent.config import load_recipe, to_yaml
 from solo_minent.errors import UserError
 from solo_minent.evaluation import targets
@@ -19,6 +19,7 @@ from solo_minent.evaluation.targets import (
     load_target,
     with_normalization,
 )
+from solo_minent.files import write_text
 from solo_minent.schema import BackboneConfig
 
 

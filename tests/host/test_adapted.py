@@ -90,7 +90,7 @@ def test_teacher_moves_once_per_optimizer_step(tiny, run_config, backbone, loade
     assert [step for step, _ in record.taus] == [0, 1, 2, 3]
     assert record.taus[0][1] == pytest.approx(0.9)
     assert record.taus[2][1] == pytest.approx(0.95)  # half way from 0.9 to 1.0
-    assert fit.callback_metrics["tau"] == pytest.approx(record.taus[3][1])
+    assert fit.callback_metrics["tau_step"] == pytest.approx(record.taus[3][1])
     after = list(module.teacher_backbone.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

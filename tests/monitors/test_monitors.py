@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from solo_minent import monitors as package
+from solo_minent.checkpoint import CHECKPOINT_FILE
+from solo_minent.meter import Meter
 from solo_minent.methods import Progress, Views, available
 from solo_minent.monitors import Monitors, figures
-from solo_minent.pretrain import CHECKPOINT, pretrain
+from solo_minent.pretrain import pretrain
 
 METHODS = sorted(available())
 WORLD = 2
@@ -56,7 +58,7 @@ def test_a_watched_run_ends_bit_for_bit_as_an_unwatched_one(tiny_run, name, monk
         for n in (0, every)
     )
     assert steps == looks and watched[0].observer is None
-    a, b = (torch.load(run / CHECKPOINT, weights_only=True) for run in (without, with_them))
+    a, b = (torch.load(run / CHECKPOINT_FILE, weights_only=True) for run in (without, with_them))
     assert a["state_dict"].keys() == b["state_dict"].keys()
     for key, value in a["state_dict"].items():
         assert torch.equal(value, b["state_dict"][key]), key
@@ -87,16 +89,16 @@ def test_a_collapsed_run_is_told_once_across_a_restart(tiny_run, monkeypatch, ca
     monkeypatch.setattr(available()["minent"], "build", constant_head)
     config = tiny_run("minent", "max_epochs=6", "evaluation.knn_every=0")
     with monkeypatch.context() as patch:
-        from solo_minent.training import SaveLast
+        from solo_minent.training.saving import Saving
 
-        save = SaveLast.on_train_epoch_end
+        save = Saving.on_train_epoch_end
 
         def save_then_die(self, trainer, module):
             save(self, trainer, module)
             if trainer.current_epoch == 3:
                 raise Killed
 
-        patch.setattr(SaveLast, "on_train_epoch_end", save_then_die)
+        patch.setattr(Saving, "on_train_epoch_end", save_then_die)
         with pytest.raises(Killed):
             pretrain(config)
     errors = capsys.readouterr().err
@@ -152,10 +154,12 @@ def look(name: str, rows: slice) -> dict[str, float]:
             self.features_dim, self.params = 6, cls.Params(**PARAMS[name])
             self.build(self.params)
             self.logged = {}
+            self.meter, self.device = Meter(), torch.device("cpu")
 
         def log(self, key, value, **options):
             assert options.pop("rank_zero_only") is True
             self.logged[key] = float(value)
+            self.meter.add({key: value})
 
         def log_dict(self, values, **options):
             for key, value in values.items():

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from solo_minent.backbones import build_backbone
-from solo_minent.checkpoint import BACKBONE_FILE, save_backbone, sha256, write_json, write_text
+from solo_minent.checkpoint import BACKBONE_FILE, save_backbone
 from solo_minent.config import to_yaml
+from solo_minent.files import sha256, write_json, write_text
 
 TERMS = {"minent": "target_entropy", "mec": "coding_length", "twist": "sharpness"}
 

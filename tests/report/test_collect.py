@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from solo_minent.checkpoint import sha256
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.report.collect import find_runs, labels_of, read_runs
 
 

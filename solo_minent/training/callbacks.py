@@ -1,4 +1,4 @@
-"""Lightning callbacks of a pretraining run: kNN while training, the log, the checkpoint."""
+"""Lightning callbacks of a pretraining run: kNN while training, weight decay, the log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from solo_minent.checkpoint import write_atomic, write_text
 from solo_minent.data.epochs import ReadableImages
 from solo_minent.distributed import global_max
 from solo_minent.errors import UserError
 from solo_minent.evaluation.features import extract_features
 from solo_minent.evaluation.knn import knn_predict
+from solo_minent.files import write_atomic, write_text
 from solo_minent.schedules import cosine
 
 
@@ -110,13 +110,14 @@ class EpochLog(Callback):
     def __init__(self, path: Path, knn: OnlineKNN | None, lines: bool):
         self.path, self.knn, self.lines = path, knn, lines
         self.rows: list[dict[str, float]] = []
+        self.lr = math.nan
         self.started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = state["rows"]
+        self.rows, self.lr = state["rows"], state["lr"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.started = time.monotonic()
@@ -124,8 +125,7 @@ class EpochLog(Callback):
             self._add({"epoch": 0, "knn_acc1": self.knn.accuracy(module)})
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # Lightning keeps what was logged once; a row holds what this epoch measured.
-        trainer.callback_metrics.clear()
+        module.meter.reset()
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -133,12 +133,7 @@ class EpochLog(Callback):
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = {
-            key: float(value)
-            for key, value in trainer.callback_metrics.items()
-            if not key.endswith("_step")
-        }
-        metrics = {key.removesuffix("_epoch"): value for key, value in metrics.items()}
+        metrics = module.meter.means(module.device)
         epoch = trainer.current_epoch + 1
         self._add({"epoch": epoch, "lr": self.lr, **metrics}, trainer)
         diverged = [key for key, value in metrics.items() if not math.isfinite(value)]
@@ -161,24 +156,3 @@ class EpochLog(Callback):
             shown += [k for k in ("val_acc1", "knn_acc1") if k in row]
             values = "  ".join(f"{key} {row[key]:.4g}" for key in shown)
             print(f"epoch {row['epoch']}/{trainer.max_epochs}  {values}  {seconds:.0f} s")
-
-
-class SaveLast(Checkpoint):
-    """Saves `checkpoints/last.ckpt` between epochs; the old one stays until the new one is whole.
-
-    Args:
-        path: checkpoint file.
-        every: epochs between two saves; the last epoch is always saved.
-    """
-
-    def __init__(self, path: Path, every: int):
-        self.path, self.every = path, every
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every and epoch != trainer.max_epochs:
-            return
-        if trainer.is_global_zero:
-            write_atomic(self.path, trainer.save_checkpoint)
-        else:
-            trainer.save_checkpoint(self.path)

@@ -1,0 +1,70 @@
+"""Means of what a run logs, over an epoch and over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from solo_minent.distributed import global_sum
+
+
+class Meter:
+    """Means over what was added since the last `reset`, of all processes.
+
+    Sums stay float64 on the device that a value lies on; nothing waits for a device, and processes
+    talk to each other in `means` alone. Its state makes an interrupted epoch's means those of a
+    whole one, bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
+        self._earlier: dict[str, tuple[float, float]] = {}  # of an interrupted epoch
+
+    def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
+        """Takes scalars in, each with this weight."""
+        tensors = {name: torch.as_tensor(value).detach() for name, value in values.items()}
+        for device in {tensor.device for tensor in tensors.values()}:
+            names = tuple(name for name, tensor in tensors.items() if tensor.device == device)
+            if names not in self._sums:
+                self._start(names, device)
+            new = torch.stack([tensors[name].reshape(()).double() for name in names])
+            self._sums[names].add_(new, alpha=weight)
+            self._weights[names] += weight
+
+    def _start(self, names: tuple[str, ...], device: torch.device) -> None:
+        """From zero, or where an interrupted epoch was: the same additions in the same order."""
+        sums, weights = zip(*(self._earlier.pop(name, (0.0, 0.0)) for name in names), strict=True)
+        self._sums[names] = torch.tensor(sums, dtype=torch.float64, device=device)
+        self._weights[names] = weights[0]
+
+    def means(self, device: torch.device) -> dict[str, float]:
+        """The mean of each name, the same on every process.
+
+        Args:
+            device: on which processes exchange tensors.
+        """
+        own = self.rank_state()
+        names = sorted(own)
+        packed = torch.tensor([own[name] for name in names], dtype=torch.float64, device=device)
+        totals = global_sum(packed).tolist()
+        return {name: total / weight for name, (total, weight) in zip(names, totals, strict=True)}
+
+    def rank_state(self) -> dict[str, tuple[float, float]]:
+        """(sum, weight) of each name, of this process."""
+        state = dict(self._earlier)
+        for names, sums in self._sums.items():
+            weight = self._weights[names]
+            state |= {name: (s, weight) for name, s in zip(names, sums.tolist(), strict=True)}
+        return state
+
+    def load_rank_state(self, state: Mapping[str, tuple[float, float]]) -> None:
+        """Goes on from a `rank_state`."""
+        self.reset()
+        self._earlier = dict(state)
