@@ -11,11 +11,12 @@ VERSION = re.search(
 ).group(1)
 
 EXTRAS = {
-    "dali": ["nvidia-dali-cuda130>=1.50; platform_system == 'Linux'"],
+    # Before 2.3 an image may overflow a buffer of DALI's (CVE-2026-65148).
+    "dali": ["nvidia-dali-cuda130>=2.3; platform_system == 'Linux'"],
     "umap": ["umap-learn>=0.5.5"],
     "h5": ["h5py>=3.10"],
     "detect": ["pycocotools>=2.0.7"],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6", "selenium>=4.20"],
+    "dev": ["pytest>=8", "pytest-timeout>=2.3.1", "ruff>=0.6", "selenium>=4.20"],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 
@@ -29,27 +30,32 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["solo_minent", "solo_minent.*"]),
     package_data={"solo_minent": ["recipes/**/*.yaml", "data/class_lists/*.txt", "report/*.html"]},
-    # torch 2.6 is the first whose weights_only cannot be made to run code (CVE-2025-32434).
+    # scripts/test.sh --oldest runs on these lower bounds. Some are advisories, in full in
+    # scripts/advisories.csv: before torch 2.10, weights_only can be made to run code or to corrupt
+    # memory (CVE-2025-32434, CVE-2026-24747); before Pillow 13, which Python 3.10 has not got, a
+    # JPEG may overflow its decoder's buffer (CVE-2026-112403); lightning 2.6.2 and 2.6.3 steal
+    # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width.
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
-        "lightning>=2.6",
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "lightning>=2.6.1,!=2.6.2,!=2.6.3",
         "torchmetrics>=1.0",
-        "timm>=1.0",
-        "hydra-core>=1.3",
-        "numpy",
-        "pillow",
+        "timm>=1.0.9",
+        "hydra-core>=1.3.7",
+        "numpy>=1.24",
+        "pillow>=13.0; python_version >= '3.11'",
+        "pillow>=12.3; python_version < '3.11'",
         "pandas>=2.0",
-        "scipy",
+        "scipy>=1.10",
         "scikit-learn>=1.3",
-        "threadpoolctl",
+        "threadpoolctl>=3.1",
         "matplotlib>=3.7",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "psutil>=5.9",
         "rich>=13",
         "safetensors>=0.4",
-        "einops",
+        "einops>=0.6",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["solo-minent = solo_minent.cli:main"]},

@@ -5,7 +5,9 @@
 # the run's course. On larger images raw pixels are too many features for that.
 #   EVALUATE="linear report"     other commands than these
 #   SOLO_MINENT=…                another solo-minent command
-# Started again after an interruption it continues.
+# Started again after an interruption it continues. SIGTERM, SIGUSR1 and Ctrl-C stop it: pretraining
+# saves first, and what has stopped is not evaluated (exit status 75, after Ctrl-C 130).
+#   --resume-from PATH           of pretrain, see solo-minent pretrain --help
 set -euo pipefail
 if [ $# -eq 0 ]; then
   echo "error: recipe is missing. It is a name such as cifar10/minent. Run bash scripts/run.sh cifar10/minent data.root=…" >&2
@@ -22,9 +24,51 @@ case $recipe in
   *) evaluate="linear knn" ;;
 esac
 
-"$solo_minent" pretrain --recipe "$recipe" "$@"
+resume=()
+overrides=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --resume-from)
+      resume=("${@:1:2}")
+      shift $(($# < 2 ? 1 : 2))
+      ;;
+    --resume-from=*)
+      resume=("$1")
+      shift
+      ;;
+    *)
+      overrides+=("$1")
+      shift
+      ;;
+  esac
+done
+
+child=
+pass() { # a signal to this script alone; from a terminal Ctrl-C reaches the command as well
+  came=yes
+  [ "$1" = INT ] || [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null || true
+}
+for signal in TERM USR1 INT; do
+  # shellcheck disable=SC2064
+  trap "pass $signal" "$signal"
+done
+run() { # in the background: bash runs a trap only between commands, or while it waits
+  (trap - INT && exec "$@") &
+  child=$!
+  local status
+  while true; do
+    came=
+    status=0
+    wait "$child" || status=$?
+    [ -n "$came" ] || break # else the signal ended the wait
+  done
+  child=
+  return "$status"
+}
+
+run "$solo_minent" pretrain --recipe "$recipe" ${resume[@]+"${resume[@]}"} ${overrides[@]+"${overrides[@]}"}
 for command in ${EVALUATE-$evaluate}; do
   options=()
   [ "$command" != report ] || options=(--evaluate)
-  "$solo_minent" "$command" --recipe "$recipe" ${options[@]+"${options[@]}"} "$@"
+  run "$solo_minent" "$command" --recipe "$recipe" ${options[@]+"${options[@]}"} ${overrides[@]+"${overrides[@]}"}
 done

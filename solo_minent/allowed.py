@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 
 from solo_minent.errors import UserError
 
+# The product of any two is finite in float32, and an integer fits 64 bits.
+LARGEST = 1e18
+MAX_DIM = 2**16  # of a head's layers
+
 
 class Range(NamedTuple):
-    """Finite numbers from `low` to `high`; neither NaN nor infinity is in any range.
+    """Numbers from `low` to `high`; NaN, infinity and what is beyond LARGEST are in no range.
 
     Attributes:
         low: smallest value.
@@ -31,7 +35,8 @@ class Range(NamedTuple):
 
     def holds(self, value: Any) -> bool:
         """Whether the value is a number within the range."""
-        if not isinstance(value, Real) or not math.isfinite(value):
+        # A comparison, unlike isfinite, takes integers of any size; it is false for NaN.
+        if not isinstance(value, Real) or not -LARGEST <= value <= LARGEST:
             return False
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)
@@ -46,8 +51,9 @@ class Range(NamedTuple):
 def check_range(key: str, value: Any, allowed: Range) -> None:
     """Raises UserError if the value of a key is not in its range."""
     if not allowed.holds(value):
+        end = f", not beyond {LARGEST:g}" if is_huge(value) else ""
         raise UserError(
-            f"{key} is out of range: {value}. It is {allowed}. Set {key}={allowed.fix}."
+            f"{key} is out of range: {short(value)}. It is {allowed}{end}. Set {key}={allowed.fix}."
         )
 
 
@@ -75,12 +81,24 @@ def check_rising(holder: Any, low: str, high: str, fix: float, prefix: str = "")
         )
 
 
+def is_huge(value: Any) -> bool:
+    """Whether a number is finite, and too large to compute with."""
+    return isinstance(value, Real) and LARGEST < abs(value) < math.inf
+
+
+def short(value: Any) -> str:
+    """A value in a message: what is printed of it, on one line and not for pages."""
+    letters = (letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
+    text = "".join(letters)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def check_one_of(key: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises UserError if the value of a key is not among the allowed ones."""
     allowed = list(allowed)
     if value not in allowed:
         raise UserError(
-            f"{key} is unknown: {value}. It is one of {', '.join(allowed)}. "
+            f"{key} is unknown: {short(value)}. It is one of {', '.join(allowed)}. "
             f"Set {key}={closest(str(value), allowed)}."
         )
 

@@ -9,8 +9,10 @@ PyTorch's default initialisation, as in the official recipes.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from solo_minent.errors import UserError
@@ -46,10 +48,10 @@ def build_backbone(name: str, stem: str | None = None, **kwargs: Any) -> nn.Modu
     """
     if stem is not None and stem not in STEMS:
         raise UserError(f"unknown stem: {stem}. {_known(str(stem), STEMS)} Set backbone.stem.")
-    if "pretrained" in kwargs or "weights" in kwargs:
+    if kwargs.keys() & {"pretrained", "weights", "checkpoint_path"}:
         raise UserError(
             "a backbone is built untrained: pretrained weights were asked for. Nothing is "
-            "downloaded here. Remove `pretrained`/`weights` from backbone.kwargs."
+            "downloaded or read here. Remove them from backbone.kwargs."
         )
     if not isinstance(name, str) or not name:
         raise UserError(f"backbone name must be a word: {name!r}. Set backbone.name=resnet18.")
@@ -60,6 +62,34 @@ def build_backbone(name: str, stem: str | None = None, **kwargs: Any) -> nn.Modu
     if stem is not None:
         _set_stem(model, name, stem)
     return model
+
+
+def check_images(backbone: nn.Module, name: str, sizes: Iterable[int]) -> None:
+    """Passes two black images of each size through a backbone, which it leaves as it was.
+
+    Args:
+        backbone: of `build_backbone`, on the CPU.
+        name: its name, for the message.
+        sizes: sides of the views, in pixels.
+
+    Raises:
+        UserError: it does not take them, or does not make (2, num_features) of them.
+    """
+    training = backbone.training
+    backbone.eval()
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                shape = tuple(backbone(torch.zeros(2, 3, size, size)).shape)
+        except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+            shape = " ".join(str(error).split())[:300]
+        if shape != (2, backbone.num_features):
+            raise UserError(
+                f"{name} does not take images of {size} pixels: {shape}. It makes "
+                f"{backbone.num_features} features of each RGB image. Correct backbone.kwargs, "
+                "or the sizes: data.image_size, crop_size in augmentations."
+            )
+    backbone.train(training)
 
 
 def stem_of(backbone: nn.Module) -> str | None:
@@ -123,7 +153,11 @@ def _construct(name: str, build: Any, kwargs: dict[str, Any]) -> nn.Module:
         return build()
     try:
         return build()
-    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+    # Whatever a constructor makes of arguments that it was not made for.
+    except (
+        *(TypeError, ValueError, AssertionError, RuntimeError, LookupError),
+        *(AttributeError, ArithmeticError, MemoryError),
+    ) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{name} cannot be built with {kwargs}: {reason}. Allowed are the arguments of its "

@@ -52,7 +52,7 @@ def exported_data(path: Path) -> DataConfig | None:
     try:
         with safe_open(path, "pt") as file:
             return DataConfig(**json.loads((file.metadata() or {})["data"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -67,10 +67,10 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
         return []
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # JSON of thousands of brackets
         results = error
     if not isinstance(results, list) or not all(isinstance(r, dict) for r in results):
-        found = results if isinstance(results, ValueError) else type(results).__name__
+        found = results if isinstance(results, Exception) else type(results).__name__
         raise UserError(
             f"results are damaged: {path} ({found}). A JSON list of results was expected. "
             f"Restore the file, or start a new one: mv {path} {path}.damaged"

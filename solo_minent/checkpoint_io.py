@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values, kept until the next one reads back, read without pickle."""
+"""Checkpoints without pickle: each one is kept until the next one reads back."""
 
 from __future__ import annotations
 
@@ -115,8 +115,10 @@ def _load(path: Path, mapped: bool) -> Any:
 
 def _damage(path: Path) -> str | None:
     """What is wrong with the archive of a checkpoint: all of its bytes are read."""
+    with open(path, "rb"):  # what may not be read is not damaged
+        pass
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(path) as archive:
             # PyTorch packs without compression: what claims more than it has is a bomb.
             entries = archive.infolist()
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -125,7 +127,7 @@ def _damage(path: Path) -> str | None:
             bad = archive.testzip()
     except (zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError):
         return "it is cut short, or another kind of file"
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError, OSError) as error:
         return " ".join(str(error).split())[:160]
     return None if bad is None else f"the checksum of {bad} is wrong"
 

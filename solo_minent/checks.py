@@ -9,7 +9,17 @@ from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from solo_minent.allowed import Range, check_one_of, check_range, check_ranges, reason
+from solo_minent.allowed import (
+    LARGEST,
+    MAX_DIM,
+    Range,
+    check_one_of,
+    check_range,
+    check_ranges,
+    is_huge,
+    reason,
+    short,
+)
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "optimizer.name": ("sgd", "lars", "adam", "adamw"),
     "accelerator": ("auto", "cpu", "gpu", "cuda"),
-    "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "precision": ("auto", "32-true", "64-true", "bf16-mixed", "16-mixed"),
     "data.format": ("image_folder", "dali", "h5", "device"),
     "data.on_corrupt": ("error", "skip"),
     "dali.device": ("auto", "cpu", "gpu"),
@@ -53,13 +63,13 @@ RANGES = {
     "checkpoint.every_steps": Range(1, "null"),
     "checkpoint.every_minutes": Range(0, "null", above=True),
     "guard.skip": Range(0, 0),
-    "process_timeout": Range(0, 30, above=True),
+    "process_timeout": Range(0, 30, high=1e6, above=True),
     "monitor_every": Range(0, 50),
     "gradient_clip_val": Range(0, "null", above=True),
     "late_epoch": Range(0, "null"),
     "seed": Range(0, 0, high=2**32 - 1),
     "data.num_workers": Range(0, 0),
-    "data.image_size": Range(8, 32),
+    "data.image_size": Range(8, 32, high=4096),
     "data.train_images": Range(1, "null"),
     "data.val_images": Range(1, "null"),
     "optimizer.batch_size": Range(2, 128),
@@ -67,14 +77,14 @@ RANGES = {
     "optimizer.classifier_lr": Range(0, 0.001),
     "optimizer.weight_decay": Range(0, 0),
     "optimizer.weight_decay_end": Range(0, "null"),
-    "scheduler.warmup_epochs": Range(0, 0),
+    "scheduler.warmup_epochs": Range(0, 0, high=1e9),
     "scheduler.warmup_steps": Range(0, "null"),
     "scheduler.warmup_start_lr": Range(0, 0),
     "scheduler.min_lr": Range(0, 0),
     "scheduler.gamma": Range(0, 0.1, high=1, above=True),
     "scheduler.restart_epoch": Range(1, "null"),
     "scheduler.restart_lr": Range(0, 0.001, above=True),
-    "scheduler.restart_warmup_epochs": Range(0, 0),
+    "scheduler.restart_warmup_epochs": Range(0, 0, high=1e9),
     "evaluation.batch_size": Range(1, 256),
     "evaluation.knn_every": Range(0, 10),
     "evaluation.knn_k": Range(1, 5),
@@ -135,6 +145,7 @@ def check(config: RunConfig) -> RunConfig:
     check_training("evaluation.finetune", config.evaluation.finetune)
     _check_detect(config.evaluation.detect)
     _check_name(config.name)
+    _check_paths(config)
     check_dataset(config.data.dataset)
     _check_normalization(config.data)
     if config.optimizer.weight_decay_end is not None and not config.optimizer.weight_decay:
@@ -144,6 +155,8 @@ def check(config: RunConfig) -> RunConfig:
             "Set optimizer.weight_decay."
         )
     _check_optimizer_kwargs(config.optimizer.name, config.optimizer.kwargs)
+    _check_scaled_lr(config)
+    _check_sizes("backbone.kwargs", config.backbone.kwargs)
     for key in config.backbone.kwargs.keys() & {"name", "stem"}:
         raise UserError(
             f"backbone.kwargs.{key} is set elsewhere: {config.backbone.kwargs[key]}. "
@@ -217,6 +230,36 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_paths(config: RunConfig) -> None:
+    for key in ("data.root", "data.file_list", "output_dir", "folder"):
+        path = attrgetter(key)(config)
+        if path is not None and "\0" in path:
+            raise UserError(f"{key} is no path: {short(path)}. No path has a NUL. Correct {key}=…")
+
+
+def _check_scaled_lr(config: RunConfig) -> None:
+    factor = config.global_batch_size / 256 if config.optimizer.scale_lr else 1.0
+    for key in ("optimizer.lr", "scheduler.restart_lr"):
+        rate = attrgetter(key)(config)
+        if rate is not None and not 0 < rate * factor <= LARGEST:
+            raise UserError(
+                f"{key} is out of range: {rate * factor}, scaled by {factor}. It is above 0 and "
+                f"not beyond {LARGEST:g}. Set {key}=0.001."
+            )
+
+
+def _check_sizes(key: str, value: Any) -> None:
+    """No argument of a network is that large; building one would take for ever, or all memory."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_sizes(f"{key}.{name}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_sizes(key, inner)
+    elif isinstance(value, (int, float)):
+        check_range(key, value, Range(-MAX_DIM, 1, high=MAX_DIM))
+
+
 def _check_normalization(data: DataConfig) -> None:
     for key, allowed in (("mean", Range(-math.inf, 0.5)), ("std", Range(0, 0.25, above=True))):
         values = getattr(data, key)
@@ -261,12 +304,24 @@ def _check_optimizer_kwargs(name: str, kwargs: dict[str, Any]) -> None:
                     f"optimizer.kwargs.{key} is not finite: {value}. Numbers are. "
                     f"Remove it with ~optimizer.kwargs.{key}."
                 )
-    if kwargs.get("eta") is not None:
+            if is_huge(number):
+                check_range(f"optimizer.kwargs.{key}", number, Range(-LARGEST, 0))
+    if "eta" in kwargs:
         check_range("optimizer.kwargs.eta", kwargs["eta"], Range(0, 0.001, above=True))
+    for key in ("clip_lr", "exclude_bias_n_norm"):
+        if not isinstance(kwargs.get(key, False), bool):
+            raise UserError(
+                f"optimizer.kwargs.{key} is neither true nor false: {short(kwargs[key])}. "
+                f"It is one of them. Set optimizer.kwargs.{key}=true."
+            )
     try:
         given = {key: value for key, value in kwargs.items() if key in own}
-        kind([torch.zeros(1, requires_grad=True)], lr=1.0, **given)
-    except (TypeError, ValueError) as error:
+        weight = torch.zeros(1, requires_grad=True)
+        optimizer = kind([weight], lr=1.0, weight_decay=0.1, **given)
+        for _ in range(2):  # what a constructor takes, a step may not
+            weight.grad = torch.ones(1)
+            optimizer.step()
+    except (TypeError, ValueError, LookupError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"optimizer.kwargs do not suit {name}: {kwargs}, {reason(error)}. They are those of "
             f"torch.optim.{kind.__name__}. Correct optimizer.kwargs."

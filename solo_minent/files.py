@@ -122,9 +122,14 @@ def locked(path: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with open(path, "w") as file:
+    with open(path, "a", opener=no_link) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def no_link(path: str, flags: int) -> int:
+    """For `open`: a file of this very name. A run folder of somebody else may link it elsewhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def full_disk(error: BaseException) -> OSError | None:
@@ -145,7 +150,9 @@ def full_disk(error: BaseException) -> OSError | None:
     return None
 
 
-def full_disk_error(error: OSError, path: str | Path, size: int = 0, kept: bool = False) -> UserError:
+def full_disk_error(
+    error: OSError, path: str | Path, size: int = 0, kept: bool = False
+) -> UserError:
     """What to tell of a full disk.
 
     Args:
@@ -156,7 +163,7 @@ def full_disk_error(error: OSError, path: str | Path, size: int = 0, kept: bool 
     """
     needs = f"needs more than {size:,} bytes" if size else "needs space"
     return UserError(
-        f"disk is full: {path} {needs} ({error.strerror or os.strerror(error.errno)}). "
+        f"disk is full: {path} {needs} ({os.strerror(error.errno)}). "
         f"{'The previous file is untouched. ' if kept else ''}Free space (or raise the quota, or "
         "ulimit -f), then start the same command again: it continues."
     )

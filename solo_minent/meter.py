@@ -44,6 +44,15 @@ class Meter:
         self._sums[names] = torch.tensor(sums, dtype=torch.float64, device=device)
         self._weights[names] = weights[0]
 
+    def kept(self) -> tuple[dict, dict, dict]:
+        """For `put_back`, to forget what is added from now on; waits for no device."""
+        sums = {names: own.clone() for names, own in self._sums.items()}
+        return sums, dict(self._weights), dict(self._earlier)
+
+    def put_back(self, kept: tuple[dict, dict, dict]) -> None:
+        """As it was when it gave out `kept`, which may be put back once."""
+        self._sums, self._weights, self._earlier = kept
+
     def means(self, device: torch.device) -> dict[str, float]:
         """The mean of each name, the same on every process.
 

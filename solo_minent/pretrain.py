@@ -16,13 +16,20 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from solo_minent import host
-from solo_minent.backbones import build_backbone
+from solo_minent.backbones import build_backbone, check_images
 from solo_minent.checkpoint import BACKBONE_FILE, save_backbone
 from solo_minent.checkpoint_io import CheckpointFiles
 from solo_minent.config import check_writable, scaled_lrs, to_yaml
 from solo_minent.console import quiet_lightning
+from solo_minent.data.augmentations import views_at
 from solo_minent.data.images import ImageSet
-from solo_minent.data.loaders import eval_loader, num_workers, pretrain_images, pretrain_loader
+from solo_minent.data.loaders import (
+    eval_loader,
+    num_workers,
+    pretrain_images,
+    pretrain_loader,
+    validation_loader,
+)
 from solo_minent.data.transforms import normalization
 from solo_minent.doctor import environment
 from solo_minent.errors import UserError
@@ -34,7 +41,9 @@ from solo_minent.monitors import monitors
 from solo_minent.schedules import lr_factor
 from solo_minent.schema import RunConfig
 from solo_minent.training.callbacks import CorruptImages, EpochLog, OnlineKNN, WeightDecay
-from solo_minent.training.folder import ResumePoint, alone, resume_point
+from solo_minent.training.folder import ResumePoint, alone, check_fits, resume_point
+from solo_minent.training.guard import NonFiniteGuard
+from solo_minent.training.processes import Together
 from solo_minent.training.saving import Saving
 from solo_minent.training.stopping import Signals
 from solo_minent.training.trainer import make_trainer
@@ -75,9 +84,13 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
         _share_cores(config, 0 if config.data.format == "device" else num_workers(config))
     interactive = sys.stderr.isatty()
     callbacks = _callbacks(config, module, data, loaders, lines=not interactive)
-    with alone(config.run_dir), quiet_lightning():
+    together = Together(config)
+    with alone(config.run_dir), quiet_lightning(), together:
         # As it is now that no other process works there.
         resume = resume_point(config, resume_from)
+        if resume:
+            check_fits(resume, module.state_dict())
+        callbacks = [together, *callbacks]
         trainer = make_trainer(config, accelerator, callbacks, CheckpointFiles(), interactive)
         if trainer.is_global_zero:
             write_text(config.run_dir / "config.yaml", to_yaml(config))
@@ -99,15 +112,22 @@ def _module(absolute: RunConfig, images: ImageSet) -> pl.LightningModule:
     """What is trained; `absolute` is the configuration with absolute learning rates."""
     backbone = absolute.backbone
     steps_per_epoch = _steps_per_epoch(absolute, len(images))
+    network = build_backbone(backbone.name, backbone.stem, **backbone.kwargs)
+    check_images(network, backbone.name, _view_sizes(absolute))
     module = host.build_method(
         absolute,
-        build_backbone(backbone.name, backbone.stem, **backbone.kwargs),
+        network,
         lr_factor(absolute.scheduler, absolute.optimizer.lr, steps_per_epoch, absolute.max_epochs),
         num_classes=max(len(images.classes), 1),
     )
     module.partly_labelled = bool((images.targets < 0).any())
     module.meter = Meter()
     return module.to(memory_format=torch.channels_last) if absolute.channels_last else module
+
+
+def _view_sizes(config: RunConfig) -> set[int]:
+    epochs = {0, config.late_epoch or 0}
+    return {view.size for epoch in epochs for view in views_at(config, epoch)}
 
 
 class EvalLoaders(NamedTuple):
@@ -124,7 +144,7 @@ def _eval_loaders(config: RunConfig) -> EvalLoaders:
 
 def _fit_data(config: RunConfig, images: ImageSet, loaders: EvalLoaders | None) -> dict[str, Any]:
     """Keywords for `Trainer.fit`; without labels there is nothing to validate on."""
-    test = loaders and loaders.test
+    test = loaders and validation_loader(config, loaders.test)
     if config.data.format == "dali" and config.dali.pipeline == "solo":
         mean, std = map(list, normalization(config.data))
         data = host.fit_data(replace(config, data=replace(config.data, mean=mean, std=std)))
@@ -154,9 +174,11 @@ def _callbacks(
         knn = OnlineKNN(*loaders, config.evaluation.knn_every, config.evaluation.knn_k)
         callbacks.append(knn)
     looks = monitors(config)
+    readable = getattr(data.get("train_dataloaders"), "readable", None)
+    guard = NonFiniteGuard(config, readable and readable.images, [module.meter, looks])
     log = EpochLog(config.run_dir / "log.csv", knn, lines)
     saving = Saving(config, signals, {"meter": module.meter, "monitors": looks})
-    return [*callbacks, looks, log, saving]
+    return [*callbacks, looks, guard, log, saving]
 
 
 def _note_environment(run_dir: Path, resume: ResumePoint | None) -> None:

@@ -248,7 +248,7 @@ def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The backbone's settings that our own export carries."""
     try:
         settings = json.loads(metadata.get("backbone", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
 

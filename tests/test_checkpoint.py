@@ -1,6 +1,5 @@
-"""Files are whole or absent."""
+"""What a run keeps besides its checkpoint: the backbone and the results."""
 
-import hashlib
 import json
 import multiprocessing
 
@@ -11,26 +10,11 @@ from torch import nn
 from solo_minent.checkpoint import add_result, read_results, save_backbone
 from solo_minent.config import load_recipe
 from solo_minent.errors import UserError
-from solo_minent.files import sha256, write_atomic, write_text
 from solo_minent.weights import load_weights
 
 
 def network(width=4):
     return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "sub" / "file.txt"
-    write_text(path, "old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, fail)
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_backbone_round_trip(tmp_path):
@@ -43,12 +27,6 @@ def test_backbone_round_trip(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
-
-
-def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
-    data = bytes(range(256)) * 9000  # more than is read at once
-    (tmp_path / "file").write_bytes(data)
-    assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 def test_a_result_replaces_the_same_protocol_only(tmp_path):

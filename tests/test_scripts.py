@@ -1,9 +1,14 @@
 """The bash scripts: what they run composes, and what they refuse is one line."""
 
+import ast
+import csv
+import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -183,3 +188,155 @@ def test_slurm_signals_the_shell_alone_and_may_requeue():
         assert needed in directives
     # sbatch reads no directive after the first command.
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
+
+
+# What the stacks are made of.
+
+ROOT = SCRIPTS.parent
+
+
+def python(script, *arguments):
+    """Runs a Python script of ours."""
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def audit():
+    """scripts/audit.py as a module."""
+    spec = importlib.util.spec_from_file_location("audit", SCRIPTS / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tested_stack_pins_what_setup_asks_for(audit):
+    pins = {pin.name: pin for pin in audit.lines(SCRIPTS / "constraints.txt")}
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins.values())
+    for wanted in audit.bounds(ROOT / "setup.py"):
+        assert wanted.name in pins, f"{wanted.name} is not pinned"
+        assert wanted.specifier.contains(audit.lowest(pins[wanted.name]))
+
+
+def test_the_oldest_stack_is_the_lower_bounds_of_setup(audit):
+    pins = {pin.name: audit.lowest(pin) for pin in audit.lines(SCRIPTS / "constraints-oldest.txt")}
+    for wanted in audit.bounds(ROOT / "setup.py"):
+        bound = next(s.version for s in wanted.specifier if s.operator == ">=")
+        pinned = pins.pop(wanted.name, "nothing")
+        assert re.sub(r"(\.0)+$", "", pinned) == re.sub(r"(\.0)+$", "", bound), wanted
+    assert set(pins) == {"pytorch-lightning", "pyparsing"}
+
+
+def test_no_known_advisory_reaches_the_pins_or_the_lower_bounds():
+    done = python("audit.py")
+    assert done.returncode == 0, done.stdout
+    with open(SCRIPTS / "advisories.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["source"].startswith("https://") for row in rows)
+    assert all(row["reaches"] == "yes" or row["reaches"].startswith("no: ") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("pin", "bound", "named"),
+    [
+        ("torch==2.5.1", "torch>=2.10", "CVE-2025-32434"),
+        ("torch==2.9.1", "torch>=2.10", "CVE-2026-24747"),
+        ("torch==2.11.0", "torch>=2.6", "CVE-2026-24747"),
+        ("torch==2.11.0", "lightning>=2.6", "GHSA-w37p-236h-pfx3"),
+        ("pillow==12.3.0", "torch>=2.10", "CVE-2026-112403"),
+    ],
+)
+def test_the_audit_finds(pin, bound, named, tmp_path):
+    (tmp_path / "constraints.txt").write_text(f"{pin}\n")
+    (tmp_path / "setup.py").write_text(f"EXTRAS = {{}}\nsetup(install_requires=[{bound!r}])\n")
+    files = ["--pinned", tmp_path / "constraints.txt", "--setup", tmp_path / "setup.py"]
+    done = python("audit.py", *files)
+    assert done.returncode == 1
+    assert any(named in line and "AFFECTED" in line for line in done.stdout.splitlines())
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    """A checkout whose environments exist and write down what they are asked to run."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "bin").mkdir()
+    for name in ("test.sh", "compatibility.py"):
+        shutil.copy(SCRIPTS / name, tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text('echo "setup $STACK $VENV" >> calls\n')
+    for venv in (".venv", ".venv-oldest", ".venv-latest"):
+        (tmp_path / venv / "bin").mkdir(parents=True)
+        program = tmp_path / venv / "bin" / "python"
+        program.write_text(
+            f"#!{sys.executable}\nimport os, sys\n"
+            "open('calls', 'a').write(ascii(sys.argv[1:]) + '\\n')\n"
+            "if sys.argv[1] != '-m':\n"
+            "    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+            "for word in sys.argv:\n    if word.startswith('--junit-xml='):\n"
+            '        suite = \'<testsuite tests="9" failures="2" errors="1" skipped="1"/>\'\n'
+            "        open(word.partition('=')[2], 'w').write(f'<testsuites>{suite}</testsuites>')\n"
+            "sys.exit(int(os.environ.get('TESTS_EXIT', 0)))\n"
+        )
+        program.chmod(0o755)
+    for name in ("bash", "dirname"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+
+    def run(*arguments, browser=True, **environment):
+        for name in ("chromium", "chromedriver") if browser else ():
+            shutil.copy(shutil.which("true"), tmp_path / "bin" / name)
+        done = subprocess.run(
+            [shutil.which("bash"), str(tmp_path / "scripts" / "test.sh"), *arguments],
+            env={**os.environ, "PATH": str(tmp_path / "bin"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return done, calls
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stack", "venv", "expression", "rest"),
+    [
+        ([], "tested", ".venv", "not stress", []),
+        (["tests/test_cli.py", "-x"], "tested", ".venv", "not stress", ["tests/test_cli.py", "-x"]),
+        (["--stress"], "tested", ".venv", "stress", []),
+        (["--stress", "-k", "kill"], "tested", ".venv", "stress", ["-k", "kill"]),
+        (["--oldest", "tests/losses"], "oldest", ".venv-oldest", "not stress", ["tests/losses"]),
+        (["--latest", "--stress"], "latest", ".venv-latest", "stress", []),
+    ],
+)
+@pytest.mark.parametrize("browser", [True, False])
+def test_the_tests_run_on_the_stack_and_marks_that_are_asked_for(
+    arguments, stack, venv, expression, rest, browser, stacks
+):
+    done, (setup, command) = stacks(*arguments, browser=browser)
+    assert done.returncode == 0 and setup == f"setup {stack} {venv}"
+    if not browser:
+        expression += " and not browser"
+        assert "not tested in a browser" in done.stderr
+    assert ast.literal_eval(command) == ["-m", "pytest", "-m", expression, *rest]
+
+
+def test_a_whole_run_of_another_stack_is_recorded(stacks, tmp_path):
+    readme = tmp_path / "README.md"
+    text = (SCRIPTS / "compatibility.py").read_text()
+    begin, end = re.findall(r'^(?:BEGIN|END) = "(.*)"$', text, re.MULTILINE)
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    for _ in range(2):
+        done, _ = stacks("--oldest", TESTS_EXIT="1")
+        assert done.returncode == 1 and "5 passed, 3 failed" in done.stdout
+    stacks("--record")
+    record = (tmp_path / "zoo" / "results" / "compatibility.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in record] == ["stack", "oldest", "tested"]
+    assert record[1].endswith(",5,3,bash scripts/test.sh --oldest")
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n| stack |") and text.endswith(f"{end}\nafter\n")
+    assert "`bash scripts/test.sh --oldest`" in text and "old\n" not in text
+
+
+def test_an_unknown_stack_is_refused():
+    done = bash("setup.sh", STACK="newest")
+    assert done.returncode == 2 and done.stderr.startswith("error: STACK is unknown: newest.")

@@ -9,7 +9,8 @@ import argparse
 import sys
 
 from solo_minent.cli.parser import parse
-from solo_minent.cli.words import say
+from solo_minent.cli.stopped import INTERRUPTED
+from solo_minent.cli.words import say, say_first
 from solo_minent.errors import UserError
 from solo_minent.files import FULL, full_disk_error
 
@@ -21,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        Exit status: 0, 1 (doctor found something missing), 2 (bad input), 130 (interrupted).
+        Exit status: 0, 1 (doctor found something missing), 2 (bad input), 75 (a signal stopped
+        pretraining, which has saved and wants to be started again), 130 (interrupted).
     """
     options = argparse.Namespace(debug=False, command=None, stopped="stopped")
     try:
@@ -46,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        say(options.stopped, sys.stderr)
-        return 130
+        say_first(options.stopped)
+        return INTERRUPTED
 
 
 def _one_line(error: Exception) -> str:

@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     named.add_argument("words", nargs="*", metavar="RUN | key=value", help=OVERRIDE_HELP)
 
     add = commands.add_parser("pretrain", parents=[named], help="train a backbone without labels")
+    add.add_argument(
+        "--resume-from",
+        metavar="PATH",
+        help="go on from this run folder or checkpoint, though its configuration differs",
+    )
     add.set_defaults(command=run.pretrain, stopped="stopped; the same command continues the run")
     _evaluations(commands, named)
     add = commands.add_parser("prepare", parents=[common], help="make a data set ready, check it")

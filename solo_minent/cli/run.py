@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from solo_minent.cli import stopped
 from solo_minent.cli.configs import one_config
 from solo_minent.cli.words import quiet_pipe, say
 from solo_minent.errors import UserError
@@ -13,8 +14,13 @@ from solo_minent.errors import UserError
 def pretrain(options: argparse.Namespace) -> int:
     config = one_config(options)
     from solo_minent.pretrain import pretrain
+    from solo_minent.training.stopping import Stopped
 
-    say(f"run folder: {pretrain(config)}")
+    resume_from = options.resume_from and Path(options.resume_from)
+    try:
+        say(f"run folder: {pretrain(config, resume_from)}")
+    except Stopped as stop:
+        return stopped.end(stop.signum, stop.step)
     return 0
 
 

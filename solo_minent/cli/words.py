@@ -15,9 +15,20 @@ def say(text: str, file: TextIO | None = None) -> None:
 
     What goes wrong once they work together is said by each: one of them alone may know.
     """
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    if all(rank == "0" for rank in ranks) or (file is sys.stderr and _in_a_group()):
+    if is_first() or (file is sys.stderr and _in_a_group()):
         print(text, file=file)
+
+
+def say_first(text: str) -> None:
+    """Prints on stderr what all processes of a run know, once."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank == "0" for rank in ranks)
 
 
 @contextmanager

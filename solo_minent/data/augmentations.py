@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from solo_minent.schema import RunConfig
 
 Pair = tuple[float, float]
+MAX_SIZE = 4096  # pixels; a view has its square
+MAX_CROPS = 100
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ def _view(aug: Any, image_size: int) -> View:
         raise UserError(f"an augmentation must be a mapping: {aug!r}. See the recipes.")
     sections = _sections(aug)
     size = aug.get("crop_size")
-    size = _positive("crop_size", image_size if size is None else size)
-    count = _positive("num_crops", aug.get("num_crops", 1))
+    size = _count("crop_size", image_size if size is None else size, MAX_SIZE)
+    count = _count("num_crops", aug.get("num_crops", 1), MAX_CROPS)
     # Without a crop the resize is that of the test transform for digits, so that the two agree.
     default = "bicubic" if "rrc" in sections else "bilinear"
     interpolation = _interpolation((aug.get("rrc") or {}).get("interpolation", default))
@@ -228,7 +230,8 @@ def _order(aug: Mapping[str, Any], acting: Mapping[str, Any]) -> list[str]:
     order = aug.get("order")
     if order is None:
         return [name for name in DEFAULT_ORDER if name in acting]
-    if isinstance(order, str) or not isinstance(order, Sequence):
+    words = not isinstance(order, str) and isinstance(order, Sequence)
+    if not words or not all(isinstance(name, str) for name in order):
         raise UserError(f"order must be a list: {order!r}. Set order: [rrc, horizontal_flip].")
     # An operation switched off by `prob: 0` may stay in the list.
     listed = {name for name in _KEYS if (aug.get(name) or {}).get("enabled", name in aug)}
@@ -258,9 +261,11 @@ def _pair(name: str, value: Any, low: float, high: float) -> Pair:
     return a, b
 
 
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be a positive number: {value!r}. Correct augmentations.")
+def _count(name: str, value: Any, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        raise UserError(
+            f"{name} must be a positive number: {value!r}. At most {high}. Correct augmentations."
+        )
     return value
 
 

@@ -7,6 +7,7 @@ it decodes each image once and makes all of its views.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator
@@ -123,9 +124,26 @@ def _plain_size(data: bytes) -> tuple[int, int] | None:
     try:
         with open_image(data) as image:
             plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG")
+            if image.format == "JPEG" and "progressive" not in image.info:
+                plain = plain and _one_whole_scan(data)
             return image.size if plain else None
     except Exception:  # whatever it is, decoding it in full says it again
         return None
+
+
+def _one_whole_scan(data: bytes) -> bool:
+    """Whether nothing but the end mark follows the first scan of a sequential JPEG.
+
+    DALI stops reading when it has its lines, PIL asks libjpeg to read on: where a flipped bit made
+    a mark in the middle of the pixels, DALI gives a grey rest and PIL refuses the file.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    rest = np.frombuffer(data, np.uint8)[at + 2 :]
+    marks = rest[1:][rest[:-1] == 0xFF]
+    marks = marks[(marks != 0x00) & (marks != 0xFF) & (marks >> 3 != 0xD0 >> 3)]  # of restarts
+    return len(marks) > 0 and marks[0] == 0xD9
 
 
 def _ppm(image: Image) -> bytes:
@@ -180,7 +198,7 @@ class DaliLoader(Resumable):
         self.images, self.batch_size, self.seed = images, config.optimizer.batch_size, config.seed
         self.constants = normalization(config.data)
         self.dataset = EncodedImages(images, config)
-        self.sampler = EpochSampler(self.dataset, config.seed)
+        self.sampler = EpochSampler(self.dataset, config.seed, self.batch_size)
         self.threads, workers = _threads(config, self.device)
         self.reader = DataLoader(
             self.dataset,
@@ -293,6 +311,7 @@ class DaliLoader(Resumable):
                 samples[position] = sample
             if samples is not None:
                 vars(batch).update(vars(_collate(samples)))
+        _probe.cache_clear()
         if not refused:
             raise error
         self._waiting = itertools.chain(flying, self._waiting)
@@ -324,6 +343,18 @@ def _tensor(output: Any, device: str) -> Tensor:
 
 def _decodes(file: np.ndarray) -> bool:
     """Whether DALI's CPU decoder takes the file."""
+    probe = _probe()
+    probe.feed_input("image", [file])
+    try:
+        probe.run()
+    except RuntimeError:
+        _probe.cache_clear()  # it runs no more
+        return False
+    return True
+
+
+@functools.cache
+def _probe() -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
@@ -333,12 +364,7 @@ def _decodes(file: np.ndarray) -> bool:
 
     built = pipeline()
     built.build()
-    built.feed_input("image", [file])
-    try:
-        built.run()
-    except RuntimeError:
-        return False
-    return True
+    return built
 
 
 def _device(wanted: str) -> str:

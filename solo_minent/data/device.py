@@ -60,7 +60,7 @@ class DeviceLoader(Resumable):
         self.indexes = torch.from_numpy(indexes)
         self.targets = torch.from_numpy(images.targets[indexes])
         self.batch_size = config.optimizer.batch_size
-        self.sampler = EpochSampler(images, config.seed)
+        self.sampler = EpochSampler(images, config.seed, self.batch_size)
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size

@@ -132,26 +132,35 @@ class PretrainDataset(Dataset):
 class EpochSampler(DistributedSampler):
     """A seeded shuffle of each epoch, dealt out to the ranks.
 
+    The shuffle is cut into global batches of W x B images, and rank r takes the r-th B of each:
+    step t of W processes has, in the order of their ranks, the images of step t of one process with
+    a W times larger batch. Images that fill no global batch are left out, and none is seen twice in
+    an epoch.
+
     Rank and world size are read when an epoch starts, so the loader may be built before the process
-    group. Being a DistributedSampler it is left alone by Lightning, which calls `set_epoch`. Each
-    rank gets floor(N / world) images and the tail of the shuffle is dropped: no image is seen twice
-    in an epoch. Step t of W processes sees the images of step t of one process with a W times
-    larger batch.
+    group. Being a DistributedSampler it is left alone by Lightning, which calls `set_epoch`.
+
+    Args:
+        dataset: what has a length.
+        seed: of the run.
+        batch_size: B, images of a rank and step.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, batch_size: int) -> None:
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed, drop_last=True)
+        self.batch_size = batch_size
         self.start = 0  # images of this rank to pass over, for a restart within an epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator)
         rank, world = rank_and_world()
-        mine = order[rank::world][: len(self)]
-        yield from mine[self.start :].tolist()
+        global_batches = order[: world * len(self)].view(-1, world, self.batch_size)
+        yield from global_batches[:, rank].flatten()[self.start :].tolist()
 
     def __len__(self) -> int:
-        return len(self.dataset) // rank_and_world()[1]
+        global_batch = rank_and_world()[1] * self.batch_size
+        return len(self.dataset) // global_batch * self.batch_size
 
 
 class Resumable:

@@ -162,6 +162,19 @@ def select_listed(images: ImageSet, file_list: str | Path, place: str) -> ImageS
     return images.select(np.array([index for index, _ in chosen]))
 
 
+def listed_path(folder: Path, name: str, source: str | Path) -> Path:
+    """The file below a folder that a list or an annotation of somebody else names.
+
+    Raises UserError, which names the source, if the name leaves the folder.
+    """
+    if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise UserError(
+            f"a name leaves its folder: {name[:200]!r} in {source}. Files below {folder} may be "
+            "listed. Correct the list."
+        )
+    return folder / name
+
+
 def _read_list(file_list: str | Path) -> list[tuple[int, str]]:
     path = Path(file_list).expanduser()
     try:

@@ -6,6 +6,7 @@ Every pretraining loader has `set_epoch`, `sampler`, `state_dict`, `load_state_d
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from solo_minent.data.augmentations import views_at
 from solo_minent.data.datasets import load_split
@@ -23,9 +24,11 @@ from solo_minent.data.epochs import (
     EpochSampler,
     PretrainDataset,
     collate,
+    rank_and_world,
 )
 from solo_minent.data.images import CorruptImageError, ImageSet
 from solo_minent.data.transforms import eval_transform, multi_view, normalization
+from solo_minent.data.workers import calm
 from solo_minent.errors import UserError
 from solo_minent.machine import cores_of_each
 
@@ -116,7 +119,7 @@ def pretrain_loader(config: RunConfig, images: ImageSet | None = None) -> Iterab
     return EpochLoader(
         dataset,
         batch_size=config.optimizer.batch_size,
-        sampler=EpochSampler(dataset, config.seed),
+        sampler=EpochSampler(dataset, config.seed, config.optimizer.batch_size),
         drop_last=True,
         collate_fn=collate,
         generator=torch.Generator().manual_seed(config.seed),
@@ -221,6 +224,43 @@ def eval_loader(config: RunConfig, split: str, batch_size: int = 256) -> EvalLoa
     return image_loader(config, labelled_images(config, split), transform, batch_size)
 
 
+class ShareBatches(Sampler[list[int]]):
+    """Batches of consecutive images, of which each process has its share: every image once.
+
+    All processes have equally many batches, as DistributedDataParallel needs, whose sizes differ by
+    one at most on a process, and so do the shares. With fewer images than processes each of them
+    has them all. Rank and world size are read when a pass starts.
+
+    Args:
+        images: their number.
+        batch_size: at most; one more where a share would otherwise be a batch short.
+    """
+
+    def __init__(self, images: int, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def __len__(self) -> int:
+        _, world = self._share()
+        return min(math.ceil(self.images / (world * self.batch_size)), self.images // world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world = self._share()
+        indexes = np.arange(self.images)
+        share = np.array_split(indexes, world)[rank]
+        yield from (batch.tolist() for batch in np.array_split(share, len(self)))
+
+    def _share(self) -> tuple[int, int]:
+        rank, world = rank_and_world()
+        return (rank, world) if self.images >= world else (0, 1)
+
+
+def validation_loader(config: RunConfig, test: EvalLoader) -> EvalLoader:
+    """The batches of `test`, an `eval_loader`, shared out among the processes of a run."""
+    images = test.dataset.images
+    batches = ShareBatches(len(images), config.evaluation.batch_size)
+    return image_loader(config, images, test.dataset.transform, 1, batch_sampler=batches)
+
+
 def image_loader(
     config: RunConfig,
     images: ImageSet,
@@ -259,6 +299,7 @@ def _worker_options(config: RunConfig) -> dict[str, Any]:
     """
     workers = num_workers(config)
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    options["worker_init_fn"] = calm
     dali = config.data.format == "dali" or "solo_minent.data.dali" in sys.modules
     if workers and dali and "forkserver" in multiprocessing.get_all_start_methods():
         options |= {"multiprocessing_context": "forkserver", "persistent_workers": True}

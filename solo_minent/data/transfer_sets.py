@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from solo_minent.allowed import closest, reason
+from solo_minent.data.folders import listed_path
 from solo_minent.data.images import FileImages, ImageSet, decode
 from solo_minent.data.transfer_known import (
     CALTECH_TRAIN,
@@ -205,7 +206,8 @@ def _voc2007(place: Path, known: Known) -> TransferSet:
         targets = np.array(columns, dtype=np.int64).T
         if not np.isin(targets, (-1, 0, 1)).all():
             raise _damaged("voc2007", place, f"labels of {split} are not -1, 0 and 1")
-        paths = [str(base / "JPEGImages" / f"{name}.jpg") for name in names]
+        folder = base / "JPEGImages"
+        paths = [str(listed_path(folder, f"{name}.jpg", lists)) for name in names]
         splits.append(RowImages(paths, targets, VOC_CLASSES))
     return TransferSet(*splits, known.metric, known.split)
 

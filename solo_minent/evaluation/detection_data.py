@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from solo_minent.data.folders import listed_path
 from solo_minent.errors import UserError
 
 # Official COCO has a few boxes of no area: so few are left out, more mean a broken file.
@@ -132,7 +133,8 @@ def coco_data(
         raise _malformed(path, f"{type(error).__name__} {error}") from error
     if not files or not objects:
         raise _malformed(path, f"{len(files)} images, {len(objects)} annotations")
-    _check_files([folder / file["file_name"] for file in files.values()], path)
+    paths = {key: listed_path(folder, file["file_name"], path) for key, file in files.items()}
+    _check_files(list(paths.values()), path)
     classes = list(classes) if classes is not None else [names[key] for key in sorted(names)]
     label_of = {key: classes.index(word) + 1 for key, word in names.items() if word in classes}
     found: dict[Any, list[_Object]] = {key: [] for key in files}
@@ -161,10 +163,7 @@ def coco_data(
                 raise
             raise _malformed(path, f"{type(error).__name__} {error} in {entry}"[:300]) from error
     masks = all(o.segment is not None for objects in found.values() for o in objects)
-    samples = [
-        _annotated(folder / files[key]["file_name"], files[key], objects, masks)
-        for key, objects in found.items()
-    ]
+    samples = [_annotated(paths[key], files[key], objects, masks) for key, objects in found.items()]
     digest = hashlib.sha256(text).hexdigest()
     return DetectionData(name, classes, samples, masks, False, digest, faults.count)
 
@@ -196,7 +195,7 @@ def voc_data(
         if not words:
             raise _malformed(listed, "no names")
         for word in words:
-            path = Path(root) / year / "Annotations" / f"{word}.xml"
+            path = listed_path(Path(root) / year / "Annotations", f"{word}.xml", listed)
             text = _read(path)
             digest.update(text)
             parsed.append(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from solo_minent.data.images import open_image
 from solo_minent.errors import UserError
 from solo_minent.evaluation.detection_data import AnnotatedImage, DetectionData
 
@@ -69,7 +70,7 @@ def _read_rgb(annotated: AnnotatedImage) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(annotated.path) as file:
+        with open_image(annotated.path.read_bytes()) as file:
             pixels = np.array(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(

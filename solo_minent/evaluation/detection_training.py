@@ -162,4 +162,3 @@ class Stretches(Checkpoint):
             lines = [",".join(self.rows[0])]
             lines += [",".join(f"{value:.6g}" for value in row.values()) for row in self.rows]
             write_text(self.folder / "log.csv", "\n".join(lines) + "\n")
-

@@ -63,6 +63,8 @@ class MethodModule:
                 "number of steps. Give the Trainer max_epochs, and a loader that has a length."
             )
         self._total_steps = int(total_steps)
+        if self.lr_factor is not None:
+            self._use_own_settings()
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The method's loss plus that of solo-learn's online classifier (on detached features).
@@ -166,6 +168,10 @@ class MethodModule:
         if self.lr_factor is None:
             return super().configure_optimizers()
         optimizer = super().configure_optimizers()
+        self._settings = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
         factor = self.lr_factor
         # A plain function is not put into the scheduler's state_dict; other callables are.
         scheduler = LambdaLR(optimizer, lambda step: factor(step))
@@ -173,6 +179,15 @@ class MethodModule:
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+    def _use_own_settings(self) -> None:
+        """Rates and decays of this run, where a checkpoint of another one brought its own."""
+        scheduler = self.lr_schedulers()
+        scheduler.base_lrs = [own["lr"] for own in self._settings]
+        factor = self.lr_factor(scheduler.last_epoch)
+        for group, own in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
+            group |= {**own, "initial_lr": own["lr"], "lr": own["lr"] * factor}
 
 
 def adapted_class(

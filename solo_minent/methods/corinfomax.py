@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_minent.allowed import Range, check_ranges
+from solo_minent.allowed import MAX_DIM, Range, check_ranges
 from solo_minent.losses import CorInfoMaxLoss
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 
 RANGES = {
-    "hidden_dim": Range(1, 2048),
-    "output_dim": Range(1, 64),
+    "hidden_dim": Range(1, 2048, high=MAX_DIM),
+    "output_dim": Range(1, 64, high=MAX_DIM),
     "la_R": Range(0, 0.01, high=1, below=True),
     "la_mu": Range(0, 0.01, high=1, below=True),
     "alpha": Range(0, 250),

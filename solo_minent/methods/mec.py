@@ -11,18 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from solo_minent.allowed import Range, check_ranges, check_rising
+from solo_minent.allowed import MAX_DIM, Range, check_ranges, check_rising, short
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import mec_coding_length, mec_loss_func
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 
 RANGES = {
-    "hidden_dim": Range(1, 2048),
-    "output_dim": Range(1, 2048),
-    "pred_hidden_dim": Range(1, 512),
-    "eps": Range(0, "null", above=True),
-    "lamda_warmup": Range(1, 8),
+    "hidden_dim": Range(1, 2048, high=MAX_DIM),
+    "output_dim": Range(1, 2048, high=MAX_DIM),
+    "pred_hidden_dim": Range(1, 512, high=MAX_DIM),
+    "eps": Range(0, "null", high=1e12, above=True),
+    "order": Range(2, 4, high=100),
+    "lamda_warmup": Range(1, 8, high=1e6),
     "lamda_warmup_epochs": Range(0, 10),
 }
 
@@ -58,7 +59,7 @@ class MECParams:
     def __post_init__(self) -> None:
         if self.order < 2 or self.order % 2:
             raise UserError(
-                f"MEC order is not even: {self.order}. An odd Taylor order has its minimum at the "
+                f"MEC order is not even: {short(self.order)}. An odd Taylor order has its minimum at the "
                 "collapsed solution. Set method_kwargs.order=4."
             )
         check_ranges(self, RANGES, "method_kwargs.")

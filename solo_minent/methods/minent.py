@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from solo_minent.allowed import Range, check_one_of, check_ranges
+from solo_minent.allowed import MAX_DIM, Range, check_one_of, check_ranges, short
 from solo_minent.errors import UserError
 from solo_minent.losses import minent_loss_terms, minent_targets, target_entropy
 from solo_minent.losses.minent import NORMS
 from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 
-RANGES = {"hidden_dim": Range(1, 1024), "num_layers": Range(1, 3)}
+RANGES = {"hidden_dim": Range(1, 1024, high=MAX_DIM), "num_layers": Range(1, 3, high=100)}
 
 
 @dataclass
@@ -36,10 +36,10 @@ class MinEntParams:
     norm: str = "bn"
 
     def __post_init__(self) -> None:
-        if not self.heads or any(d < 2 for d in self.heads):
+        if not self.heads or any(not 2 <= d <= MAX_DIM for d in self.heads):
             raise UserError(
-                f"MinEnt heads are wrong: {list(self.heads)}. A non-empty list of code book sizes "
-                "of at least 2 is needed. Set method_kwargs.heads=[128] for one head."
+                f"MinEnt heads are wrong: {short(self.heads)}. A non-empty list of code book sizes "
+                f"from 2 to {MAX_DIM} is needed. Set method_kwargs.heads=[128] for one head."
             )
         check_one_of("method_kwargs.norm", self.norm, NORMS)
         check_ranges(self, RANGES, "method_kwargs.")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, distributed, nn
 
-from solo_minent.allowed import Range, check_one_of, check_ranges, check_rising
+from solo_minent.allowed import MAX_DIM, Range, check_one_of, check_ranges, check_rising
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import (
@@ -25,8 +25,8 @@ from solo_minent.methods.base import Progress, SSLMethod, Views, mlp
 from solo_minent.schedules import cosine
 
 RANGES = {
-    "hidden_dim": Range(1, 4096),
-    "output_dim": Range(2, 4096),
+    "hidden_dim": Range(1, 4096, high=MAX_DIM),
+    "output_dim": Range(2, 4096, high=MAX_DIM),
     "bunch_size": Range(2, 256),
     "lam1": Range(-1, 0),
     "lam2": Range(0, 1),

@@ -69,6 +69,13 @@ class Monitors(Callback):
     def load_rank_state(self, state: list[Tensor]) -> None:
         self.seen = state
 
+    def kept(self) -> list[Tensor]:
+        """What a step that is passed over must not have changed."""
+        return [seen.clone() for seen in self.seen]
+
+    def put_back(self, kept: list[Tensor]) -> None:
+        self.seen = kept
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         module.observer = self.observe if self.every else None
 

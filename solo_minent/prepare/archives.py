@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import sys
 import tarfile
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from solo_minent.errors import UserError
 
 STALL = 60  # seconds without a byte after which a server is given up
+MOST_PACKED = 20  # times its bytes that a zip file may unpack to: photographs give 1 to 2
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def by_hand(job: Job, archive: Archive) -> str:
 def unpack(job: Job, archive: Path, folder: Path) -> None:
     """Unpacks an archive into an empty folder of the staging area.
 
-    Raises UserError if it is no whole archive.
+    Raises UserError if it is no whole archive, or holds what is no file below that folder.
     """
     from torchvision.datasets.utils import extract_archive
 
@@ -166,6 +168,7 @@ def unpack(job: Job, archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     job.say(f"unpacking {archive}")
     try:
+        _check_zip(job, archive)
         with safe_tar():
             extract_archive(str(archive), str(folder))
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -175,6 +178,38 @@ def unpack(job: Job, archive: Path, folder: Path) -> None:
             f"cannot unpack {archive}: {error}. It must be a whole .zip or .tar.gz file. "
             "Get it again"
         ) from error
+
+
+def _check_zip(job: Job, archive: Path) -> None:
+    """Looks through a zip file's list before anything of it is written; another archive passes.
+
+    zipfile would write a member that leaves the folder somewhere in it, and a link as a file.
+
+    Raises:
+        zipfile.BadZipFile: a member is no file or folder below the archive's, or all of them are
+            too large for it.
+        UserError: they are too large for the disk.
+    """
+    if not zipfile.is_zipfile(archive):
+        return
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+    seen = set()
+    for member in members:
+        name = member.orig_filename  # `filename` ends at a NUL
+        parts = name.split("/")
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if name.startswith("/") or ".." in parts or not name.isprintable() or "\\" in name:
+            raise zipfile.BadZipFile(f"a member's name is no path below it: {name[:80]!r}")
+        if ":" in parts[0] or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise zipfile.BadZipFile(f"a member is no file: {name[:80]!r}")
+        if name in seen:
+            raise zipfile.BadZipFile(f"a member is there twice: {name[:80]!r}")
+        seen.add(name)
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > MOST_PACKED * archive.stat().st_size + (1 << 20):
+        raise zipfile.BadZipFile(f"{archive.stat().st_size} bytes would unpack to {unpacked}")
+    check_room(job, unpacked)
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def read_environment(path: Path) -> dict[str, Any]:
         if isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict):
             return sessions[-1]
         wrong = "no list of environments"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # JSON of thousands of brackets
         wrong = str(error)
     raise UserError(
         f"environment is damaged: {path} ({wrong}). One entry a session of the run was expected. "

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE
 from solo_minent.checkpoint_io import read_checkpoint
 from solo_minent.config import ELSEWHERE, differences, from_dict, load_run
 from solo_minent.errors import UserError
+from solo_minent.files import no_link
 from solo_minent.schema import RunConfig
 
 LOCK_FILE = ".lock"
@@ -103,6 +105,36 @@ def _read(path: Path, config: RunConfig) -> ResumePoint:
     return ResumePoint(path, checkpoint["global_step"], epochs, tuple(changed))
 
 
+def check_fits(point: ResumePoint, state: Mapping[str, Tensor]) -> None:
+    """Checks that the changed configuration of a run can take up the state of a checkpoint.
+
+    Args:
+        point: where the run goes on.
+        state: of the module that shall take it up.
+
+    Raises:
+        UserError: networks or optimiser differ.
+    """
+    if not point.changed:
+        return
+    there = read_checkpoint(point.path)["state_dict"]
+    names = sorted(there.keys() | state.keys())
+    shapes = [[_shape(tensors.get(name)) for name in names] for tensors in (there, state)]
+    differ = [name for name, old, new in zip(names, *shapes, strict=True) if old != new]
+    optimizer = [line for line in point.changed if line.startswith("optimizer.name")]
+    if differ or optimizer:
+        what = optimizer[0] if optimizer else f"{len(differ)} tensors differ, first {differ[0]}"
+        raise UserError(
+            f"checkpoint does not fit: {point.path}, {what}. The run changes "
+            f"{'; '.join(point.changed)}. Networks and optimiser must be those of the checkpoint. "
+            "Leave out what changes them, or start a run of its own without --resume-from."
+        )
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
 def entry(config: RunConfig, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """Our part of a checkpoint: the configuration, and the states of the processes."""
     return {ENTRY: {"config": asdict(config), "ranks": ranks}}
@@ -127,7 +159,7 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / LOCK_FILE, "a+") as file:
+    with open(run_dir / LOCK_FILE, "a+", opener=no_link) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 
+from solo_minent.batchnorm import BatchNormSync
 from solo_minent.schema import RunConfig
 
 
@@ -30,16 +33,18 @@ def make_trainer(
         progress_bar: show Lightning's.
     """
     plugins: list[Any] = [files]
+    if config.sync_batchnorm:  # on one process it does nothing
+        plugins.append(BatchNormSync(torch_layer=accelerator != "cpu"))
     return pl.Trainer(
         max_epochs=config.max_epochs,
         accelerator=accelerator,
+        strategy=_strategy(config),
         devices=config.devices,
         num_nodes=config.num_nodes,
         precision=_precision(config, accelerator),
         accumulate_grad_batches=config.accumulate_grad_batches,
         gradient_clip_val=config.gradient_clip_val,
-        # torch's SyncBatchNorm has no CPU kernel.
-        sync_batchnorm=config.sync_batchnorm and accelerator != "cpu",
+        use_distributed_sampler=False,  # the loaders know the processes
         callbacks=callbacks,
         plugins=plugins,
         logger=False,
@@ -48,6 +53,12 @@ def make_trainer(
         enable_progress_bar=progress_bar,
         default_root_dir=Path(config.run_dir),
     )
+
+
+def _strategy(config: RunConfig) -> DDPStrategy | str:
+    if config.devices * config.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timedelta(minutes=config.process_timeout))
 
 
 def _precision(config: RunConfig, accelerator: str) -> str:

@@ -115,24 +115,42 @@ def test_a_finished_epoch_or_another_one_starts_anew(digits_config):
     assert_same(epoch(loader, 1), expected)
 
 
-def test_ranks_share_the_epoch_without_repeats(digits_config, monkeypatch):
-    def fake(rank, world):
-        monkeypatch.setattr(epochs, "rank_and_world", lambda: (rank, world))
-
-    config = digits_config(train_images=101)
-    single = epoch(pretrain_loader(config), 1)
-    config.optimizer.batch_size = 8
+@pytest.mark.parametrize("size", [96, 101])
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_batches_one_after_the_other_are_the_global_batch(
+    digits_config, monkeypatch, world, size
+):
+    single = epoch(pretrain_loader(digits_config(train_images=size)), 1)
+    assert len(set(all_indices(single))) == 96
+    config = digits_config(train_images=size)
+    config.optimizer.batch_size = 16 // world
     ranks = []
-    for rank in range(2):
-        fake(rank, 2)
-        ranks.append(epoch(pretrain_loader(config), 1))
-    assert [len(r) for r in ranks] == [6, 6]
-    for step, whole in enumerate(single):
-        together = set(ranks[0][step][0].tolist()) | set(ranks[1][step][0].tolist())
-        assert together == set(whole[0].tolist())
-    # An image looks the same whichever rank draws it.
-    image = ranks[1][0][0][0].item()
-    assert torch.equal(view_of(ranks[1], image), view_of(single, image))
+    for rank in range(world):
+        monkeypatch.setattr(epochs, "rank_and_world", lambda rank=rank: (rank, world))
+        loader = pretrain_loader(config)
+        assert len(loader) == 6
+        ranks.append(epoch(loader, 1))
+        rest = pretrain_loader(config)  # a restart within the epoch
+        rest.load_state_dict({"epoch": 1, "batches": 4})
+        assert_same(epoch(rest, 1), ranks[-1][4:])
+    together = []
+    for step in zip(*ranks, strict=True):
+        indexes, views, targets = zip(*step, strict=True)
+        views = [torch.cat(view) for view in zip(*views, strict=True)]
+        together.append([torch.cat(indexes), views, torch.cat(targets)])
+    assert_same(together, single)
+
+
+def test_images_that_fill_no_global_batch_are_left_out(digits_config, monkeypatch):
+    # 2 x 16 images a step; 62 are one batch short of two steps.
+    for size, steps in ((100, 3), (62, 1), (64, 2)):
+        seen = []
+        for rank in range(2):
+            monkeypatch.setattr(epochs, "rank_and_world", lambda rank=rank: (rank, 2))
+            batches = epoch(pretrain_loader(digits_config(train_images=size)), 0)
+            assert len(batches) == steps
+            seen += all_indices(batches)
+        assert len(seen) == len(set(seen)) == steps * 32
 
 
 @pytest.mark.parametrize("size", [96, 101])

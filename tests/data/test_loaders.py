@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from solo_minent.data.loaders import eval_loader, pretrain_loader
+from solo_minent.data import loaders
+from solo_minent.data.loaders import (
+    ShareBatches,
+    eval_loader,
+    pretrain_loader,
+    validation_loader,
+)
 from solo_minent.data.transforms import NORMALIZATION
 from solo_minent.errors import UserError
 
@@ -32,6 +38,42 @@ def test_eval_loader_keeps_order_and_the_last_batch(digits_config):
     targets = torch.cat([t for _, t in batches])
     assert targets.tolist() == loader.dataset.images.targets.tolist()
     assert len(eval_loader(config, "train").dataset) == 100
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 5, 16, 17, 63, 64, 65, 83])
+@pytest.mark.parametrize("batch_size", [1, 2, 16, 100])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_validation_is_shared_out_evenly(monkeypatch, images, batch_size, world):
+    ranks = []
+    for rank in range(world):
+        monkeypatch.setattr(loaders, "rank_and_world", lambda rank=rank: (rank, world))
+        batches = ShareBatches(images, batch_size)
+        ranks.append(list(batches))
+        assert len(batches) == len(ranks[-1])
+        sizes = [len(batch) for batch in ranks[-1]]
+        assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+        assert max(sizes) <= batch_size + (world > 1 and batch_size == 1)
+    assert len({len(batches) for batches in ranks}) == 1  # or the processes wait for ever
+    shares = [sum(batches, []) for batches in ranks]
+    if images < world:
+        assert shares == [list(range(images))] * world
+    else:
+        assert sum(shares, []) == list(range(images))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_validation_has_the_images_of_the_test_loader(digits_config, monkeypatch):
+    config = digits_config(val_images=50)
+    config.evaluation.batch_size = 16
+    test = eval_loader(config, "test", 16)
+    expected = [torch.cat(parts) for parts in zip(*test, strict=True)]
+    for world in (1, 3):
+        batches = []
+        for rank in range(world):
+            monkeypatch.setattr(loaders, "rank_and_world", lambda rank=rank: (rank, world))
+            batches += list(validation_loader(config, test))
+        found = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_normalisation_comes_from_the_data_set_or_the_config(digits_config):
@@ -152,7 +194,6 @@ def test_late_augmentations_reach_the_workers(digits_config):
 
 def test_an_evaluation_has_the_labelled_images_of_the_run(digits_config, monkeypatch):
     """STL-10: a subset of all images is trained on; those of it with labels are evaluated."""
-    from solo_minent.data import loaders
     from solo_minent.data.images import ArrayImages
 
     def load(dataset, root, split, subset, seed, **kwargs):

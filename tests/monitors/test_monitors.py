@@ -239,6 +239,7 @@ def test_dead_classes_are_those_of_the_whole_epoch():
     method = type("Stub", (), {"name": "twist", "params": available()["twist"].Params(
         hidden_dim=4, output_dim=6, bunch_size=2)})()  # fmt: skip
     logged = {}
+    method.meter, method.device = Meter(), torch.device("cpu")
     method.log = lambda key, value, **options: logged.update({key: float(value)})
     callback.on_train_epoch_start(Trainer, method)
     callback.due = False

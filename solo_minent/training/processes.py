@@ -1,0 +1,241 @@
+"""The processes of a run end together: where one dies or hangs, with one message."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import psutil
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from solo_minent.distributed import is_distributed, rank, world_size
+from solo_minent.errors import UserError
+from solo_minent.schema import RunConfig
+from solo_minent.training.stopping import Stopped
+
+FAILED = 2  # exit status of a process that leaves the message to another one
+POLL_S = 0.5
+# Until a process that has to end is ended by force: its own error needs time to be printed.
+GRACE_S = 5.0
+# What gloo and TCPStore say in a plain RuntimeError; NCCL's errors are DistError.
+TIMED_OUT = ("timed out", "timeout")
+CLOSED = ("gloo", "connection closed", "connection reset", "broken pipe", "socket")
+
+
+class Member(NamedTuple):
+    """One process of the run, known by its start as well: numbers of processes come again."""
+
+    host: str
+    pid: int
+    started: float
+
+
+class Together(Callback):
+    """Around a fit, and first of its callbacks: ends this process when another one has ended.
+
+    Mostly a collective fails by itself (gloo notices a closed connection; any of them a
+    `process_timeout`). Where none is under way, or NCCL waits, a thread that looks at the processes
+    of this machine ends the process `GRACE_S` later. The first process that finds an error says
+    it; the others exit without a word. What Lightning has for it kills the first process, too,
+    without a message.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: on leaving, another process has ended or does not answer.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.timeout = config.process_timeout
+        self.members: list[Member] = []
+        self._done = threading.Event()
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if not is_distributed() or self.members:
+            return
+        self.members = [Member("", 0, 0.0)] * world_size()
+        me = psutil.Process()
+        dist.all_gather_object(self.members, Member(socket.gethostname(), me.pid, me.create_time()))
+        _without_lightnings_observer()
+        threading.Thread(target=self._watch, name="processes-of-the-run", daemon=True).start()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._done.set()  # the main thread has noticed
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if not self.members:
+            if _communication(error):
+                raise UserError(
+                    f"the processes of the run do not come together: {self.timeout:g} minutes "
+                    "(process_timeout) were waited. Each one starts at about the same time and "
+                    "reaches the first. See what the others print, then start them all again."
+                ) from error
+            return
+        if error is None:
+            try:
+                dist.barrier()  # the first process may still write; it may fail at that
+            except RuntimeError as failed:
+                error = failed
+        if not isinstance(error, Exception) or isinstance(error, Stopped):
+            return  # what ends all of them; Ctrl-C
+        lost = _communication(error)
+        message = self._lost(timed_out=lost == TIMED_OUT) if lost else None
+        first = self._speaks()
+        self._end_the_rest()
+        if not first:
+            raise SystemExit(FAILED) from None
+        if message is not None:
+            raise UserError(message) from error
+
+    # Who is there.
+
+    def _others(self) -> dict[int, psutil.Process | None]:
+        """The other processes on this machine by rank, None for one that has ended."""
+        here = socket.gethostname()
+        others: dict[int, psutil.Process | None] = {}
+        for number, member in enumerate(self.members):
+            if member.host != here or number == rank():
+                continue
+            others[number] = None
+            try:
+                process = psutil.Process(member.pid)
+                if process.create_time() == member.started:
+                    zombie = process.status() == psutil.STATUS_ZOMBIE
+                    others[number] = None if zombie else process
+            except psutil.Error:
+                pass
+        return others
+
+    def _ended(self) -> list[int]:
+        return [number for number, process in self._others().items() if process is None]
+
+    def _hanging(self) -> list[int]:
+        """Those that are stopped (SIGSTOP, a debugger)."""
+        return [number for number, process in self._others().items() if _is_stopped(process)]
+
+    # What is said, and by whom.
+
+    def _lost(self, timed_out: bool) -> str:
+        """What happened to the others, as far as it can be seen from here."""
+        deadline = time.monotonic() + (0 if timed_out else 2)  # a dead process goes in steps
+        while not (ended := self._ended()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if timed_out and not ended:
+            hanging = self._hanging() or [n for n in range(len(self.members)) if n != rank()]
+            what = "does not answer"
+            who = f"{self._names(hanging)}, in {self.timeout:g} minutes (process_timeout)"
+        else:
+            what = "has ended"
+            who = self._names(ended) if ended else "one on another machine"
+        return (
+            f"a process of the run {what}: {who}. All processes train together, none goes on "
+            "alone. The run continues from its last checkpoint with the same command."
+        )
+
+    def _names(self, numbers: list[int]) -> str:
+        if len(numbers) > 4:
+            return f"one of {len(numbers)} others"
+        named = [(number, self.members[number]) for number in numbers]
+        return " or ".join(f"rank {n} (process {m.pid} on {m.host})" for n, m in named)
+
+    def _speaks(self) -> bool:
+        """Whether this process is the first that has something to say.
+
+        The store of the process group knows. Lightning keeps it in the first process: where that
+        one is lost, the first of the others speaks.
+        """
+        counted: list[int] = []
+
+        def count() -> None:
+            try:
+                store = dist.distributed_c10d._get_default_store()
+                counted.append(store.add("solo_minent/errors", 1))
+            except (RuntimeError, ValueError):
+                pass
+
+        asking = threading.Thread(target=count, daemon=True)
+        asking.start()
+        asking.join(GRACE_S)  # a stopped process does not answer
+        if counted:
+            return counted[0] == 1
+        gone = {*self._ended(), *self._hanging()}
+        here = [n for n, member in enumerate(self.members) if member.host == socket.gethostname()]
+        return rank() == min(number for number in here if number not in gone)
+
+    def _end_the_rest(self) -> None:
+        """The processes that this one started; a first process that hangs while this one ends."""
+        others = [process for process in self._others().values() if process is not None]
+        mine = [process for process in others if _parent_of(process) == os.getpid()]
+        parent = [process for process in others if process.pid == os.getppid()]
+        _, alive = psutil.wait_procs(mine, timeout=GRACE_S)
+        for process in [*alive, *(each for each in parent if _is_stopped(each))]:
+            process.kill()
+
+    # While it runs.
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_S):
+            if not self._ended():
+                continue
+            message = self._lost(timed_out=False)
+            if self._done.wait(GRACE_S):
+                return
+            if self._speaks():
+                print(f"error: {message}", file=sys.stderr, flush=True)
+            self._end_the_rest()
+            os._exit(FAILED)  # the main thread waits for a collective, or computes
+
+
+def _communication(error: BaseException | None) -> tuple[str, ...] | None:
+    """TIMED_OUT or CLOSED where a collective failed because of another process, else None."""
+    while error is not None:
+        if isinstance(error, RuntimeError):
+            text = str(error).lower()
+            if isinstance(error, dist.DistError) or any(word in text for word in CLOSED):
+                return TIMED_OUT if any(word in text for word in TIMED_OUT) else CLOSED
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_stopped(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.status() in (
+            psutil.STATUS_STOPPED,
+            psutil.STATUS_TRACING_STOP,
+        )
+    except psutil.Error:
+        return False
+
+
+def _parent_of(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
+def _without_lightnings_observer() -> None:
+    """Its thread kills the first process as soon as another one has failed, with no message."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            watched: Any = thread
+            watched._child_processes = []  # nothing to observe: it ends
