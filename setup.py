@@ -16,7 +16,13 @@ EXTRAS = {
     "umap": ["umap-learn>=0.5.5"],
     "h5": ["h5py>=3.10"],
     "detect": ["pycocotools>=2.0.7"],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3.1", "ruff>=0.6", "selenium>=4.20"],
+    "dev": [
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-timeout>=2.3.1",
+        "ruff>=0.6",
+        "selenium>=4.20",
+    ],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 
@@ -34,7 +40,8 @@ setup(
     # scripts/advisories.csv: before torch 2.10, weights_only can be made to run code or to corrupt
     # memory (CVE-2025-32434, CVE-2026-24747); before Pillow 13, which Python 3.10 has not got, a
     # JPEG may overflow its decoder's buffer (CVE-2026-112403); lightning 2.6.2 and 2.6.3 steal
-    # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width.
+    # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width,
+    # scipy 1.12 has sparse.diags_array.
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.10",
@@ -47,7 +54,7 @@ setup(
         "pillow>=13.0; python_version >= '3.11'",
         "pillow>=12.3; python_version < '3.11'",
         "pandas>=2.0",
-        "scipy>=1.10",
+        "scipy>=1.12",
         "scikit-learn>=1.3",
         "threadpoolctl>=3.1",
         "matplotlib>=3.7",

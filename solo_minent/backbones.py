@@ -9,6 +9,7 @@ PyTorch's default initialisation, as in the official recipes.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,11 @@ from torch import nn
 from solo_minent.errors import UserError
 
 TIMM_PREFIX = "timm:"
+# What a model makes of arguments, or of images, that it was not made for.
+FAILURES = (
+    *(TypeError, ValueError, AssertionError, RuntimeError, LookupError),
+    *(AttributeError, ArithmeticError, MemoryError),
+)
 
 
 class Stem(NamedTuple):
@@ -81,7 +87,7 @@ def check_images(backbone: nn.Module, name: str, sizes: Iterable[int]) -> None:
         try:
             with torch.no_grad():
                 shape = tuple(backbone(torch.zeros(2, 3, size, size)).shape)
-        except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+        except FAILURES as error:
             shape = " ".join(str(error).split())[:300]
         if shape != (2, backbone.num_features):
             raise UserError(
@@ -152,12 +158,10 @@ def _construct(name: str, build: Any, kwargs: dict[str, Any]) -> nn.Module:
     if not kwargs:
         return build()
     try:
-        return build()
-    # Whatever a constructor makes of arguments that it was not made for.
-    except (
-        *(TypeError, ValueError, AssertionError, RuntimeError, LookupError),
-        *(AttributeError, ArithmeticError, MemoryError),
-    ) as error:
+        with warnings.catch_warnings():  # of layers without channels: check_images refuses them
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            return build()
+    except FAILURES as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{name} cannot be built with {kwargs}: {reason}. Allowed are the arguments of its "

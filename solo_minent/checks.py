@@ -164,6 +164,9 @@ def check(config: RunConfig) -> RunConfig:
         )
     lr_factor(config.scheduler, config.optimizer.lr, 1, config.max_epochs)  # checks the scheduler
     _check_augmentations(config, method)
+    method.check_batch(
+        config.method_kwargs, config.optimizer.batch_size, config.devices * config.num_nodes
+    )
     return config
 
 
@@ -233,8 +236,19 @@ def _check_name(name: str) -> None:
 def _check_paths(config: RunConfig) -> None:
     for key in ("data.root", "data.file_list", "output_dir", "folder"):
         path = attrgetter(key)(config)
-        if path is not None and "\0" in path:
-            raise UserError(f"{key} is no path: {short(path)}. No path has a NUL. Correct {key}=…")
+        if path is None:
+            continue
+        written = key in ("output_dir", "folder")
+        if "\0" in path or (written and _undecoded(path)):
+            raise UserError(
+                f"{key} is no path: {short(path)}. It holds neither a NUL nor bytes that are no "
+                f"UTF-8. Correct {key}=…"
+            )
+
+
+def _undecoded(path: str) -> bool:
+    """Whether it has bytes that no terminal and no file of a run could show."""
+    return any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def _check_scaled_lr(config: RunConfig) -> None:

@@ -90,7 +90,7 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
         resume = resume_point(config, resume_from)
         if resume:
             check_fits(resume, module.state_dict())
-        callbacks = [together, *callbacks]
+        callbacks = [together, *callbacks, together.hold_on()]
         trainer = make_trainer(config, accelerator, callbacks, CheckpointFiles(), interactive)
         if trainer.is_global_zero:
             write_text(config.run_dir / "config.yaml", to_yaml(config))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -228,10 +229,22 @@ def test_ctrl_c_says_what_comes_next(finished, monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
+@pytest.mark.parametrize(("words", "path"), [([], None), (["--resume-from", "runs/a"], "runs/a")])
+def test_resume_from_reaches_pretraining(words, path, monkeypatch):
+    import solo_minent.pretrain
+
+    got = []
+    monkeypatch.setattr(
+        solo_minent.pretrain, "pretrain", lambda config, resume_from: got.append(resume_from)
+    )
+    assert main(["pretrain", "--recipe", "digits/mec", *words]) == 0
+    assert got == [path and Path(path)]
+
+
 def test_one_process_of_several_speaks(monkeypatch, capsys):
     import solo_minent.pretrain
 
-    monkeypatch.setattr(solo_minent.pretrain, "pretrain", lambda config: "runs/x")
+    monkeypatch.setattr(solo_minent.pretrain, "pretrain", lambda config, resume_from: "runs/x")
     for rank, printed in (("0", "run folder: runs/x\n"), ("1", "")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert main(["pretrain", "--recipe", "digits/mec"]) == 0

@@ -11,6 +11,7 @@ import copy
 import io
 import math
 import os
+import random
 import re
 import shutil
 import time
@@ -29,7 +30,7 @@ from hypothesis import strategies as st
 
 from solo_minent.checks import CHOICES, RANGES
 from solo_minent.cli import main
-from solo_minent.config import load_recipe, load_run, recipes
+from solo_minent.config import load_recipe, recipes
 from solo_minent.methods import available
 
 # One step of 16 images on a network of a few thousand weights.
@@ -300,10 +301,13 @@ def attempt(tmp_path, monkeypatch):
         FirstSteps.steps = 0
         out, err = terminal("strict"), terminal("backslashreplace")
         start = time.monotonic()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            with warnings.catch_warnings():
-                warnings.simplefilter("default")
-                status = main(words)
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("default")  # what a user would see is a line too many
+            status = main(words)
         seconds = time.monotonic() - start
         said, blame = shown(out), shown(err)
         run.said = said + blame
@@ -330,3 +334,82 @@ def terminal(errors: str) -> io.TextIOWrapper:
 def shown(stream: io.TextIOWrapper) -> str:
     stream.flush()
     return stream.buffer.getvalue().decode()
+
+
+def campaign(attempt, examples: int, number: int | None) -> Counter[str]:
+    """How many of that many changed recipes were accepted, refused, or stopped on the way.
+
+    Args:
+        attempt: the fixture.
+        examples: changed recipes.
+        number: seed; None for the same ones every time.
+    """
+    outcomes: Counter[str] = Counter()
+
+    @settings(
+        max_examples=examples,
+        derandomize=number is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(cases())
+    def each(case):
+        outcomes[attempt(case)] += 1
+
+    (each if number is None else seed(number)(each))()
+    return outcomes
+
+
+def test_a_changed_recipe_trains_or_is_refused_in_one_line(attempt):
+    outcomes = campaign(attempt, 150, None)
+    assert outcomes.total() >= 150 and outcomes["accepted"] >= 15 and outcomes["refused"] >= 60
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(4 * 3600)
+def test_two_thousand_changed_recipes_train_or_are_refused(attempt, capsys):
+    number = random.randrange(2**32)
+    with capsys.disabled():
+        print(f"seed {number}")
+    outcomes = campaign(attempt, 2200, number)
+    with capsys.disabled():
+        print(f"{outcomes.total()} changed recipes: {dict(outcomes)}")
+    assert outcomes.total() >= 2000
+
+
+EDGES = [
+    ("minent", {"max_epochs": 10**400}, "max_epochs is out of range: 1000"),
+    ("minent", {"evaluation.batch_size": 2**63}, "evaluation.batch_size is out of range"),
+    ("minent", {"optimizer.lr": 1e308}, "It is finite and above 0, not beyond 1e+18"),
+    ("minent", {"optimizer.lr": 1e-323, "optimizer.scale_lr": True}, "out of range: 0.0, scaled"),
+    ("minent", {"process_timeout": 1e308}, "process_timeout is out of range"),
+    ("minent", {"method_kwargs.heads": [2**63]}, "MinEnt heads are wrong"),
+    ("minent", {"method_kwargs.num_layers": 2**63}, "num_layers is out of range"),
+    ("mec", {"method_kwargs.order": 2**31}, "order is out of range"),
+    ("mec", {"method_kwargs.eps": 1e308}, "method_kwargs.eps is out of range"),
+    ("twist", {"method_kwargs.bunch_size": 7}, "TWIST bunches do not fit"),
+    ("corinfomax", {"method_kwargs.R_ini": 1e308}, "method_kwargs.R_ini is out of range"),
+    ("minent", {"folder": "\x00"}, "folder is no path: \\x00"),
+    ("minent", {"folder": "\udcff"}, "folder is no path: \\udcff"),
+    ("minent", {"precision": "\x1b[31m\n"}, "precision is unknown: \\x1b[31m\\n"),
+    ("minent", {"data.image_size": 2**40, "augmentations.0.crop_size": 2**40}, "image_size is out"),
+    ("minent", {"augmentations.0.num_crops": 2**63}, "num_crops must be a positive number"),
+    ("minent", {"augmentations.0.order": [{}]}, "order must be a list"),
+    ("minent", {"backbone.kwargs.layers": [2**31] * 4}, "backbone.kwargs.layers is out of range"),
+    ("minent", {"backbone.kwargs.channels": [0] * 4}, "does not take images of 16 pixels"),
+    ("minent", {"backbone.kwargs.layers": []}, "timm:resnet10t"),
+    ("minent", {"backbone.kwargs.in_chans": 1}, "does not take images of 16 pixels"),
+    ("minent", {"backbone.kwargs.checkpoint_path": "x"}, "is built untrained"),
+    ("minent", {"optimizer.kwargs": {"betas": [0.9]}}, "optimizer.kwargs do not suit adam"),
+    ("minent", {"optimizer.kwargs": {"eps": 1e308}}, "optimizer.kwargs.eps is out of range"),
+    ("minent", {"optimizer.kwargs": {"eps": None}}, "optimizer.kwargs do not suit adam"),
+]
+
+
+@pytest.mark.parametrize(("method", "values", "message"), EDGES, ids=lambda value: str(value)[:40])
+def test_what_the_campaign_found(attempt, method, values, message):
+    change = tuple(Change("set", path, value) for path, value in values.items())
+    assert attempt(Case(f"digits/{method}", True, change)) == "refused"
+    assert message in attempt.said

@@ -17,6 +17,7 @@ import pytest
 from solo_minent.cli.configs import one_config
 from solo_minent.cli.parser import parse
 from solo_minent.config import load_recipe, recipes
+from solo_minent.errors import UserError
 from solo_minent.methods import available
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -157,21 +158,19 @@ def test_a_slurm_job_fails_as_its_tasks_do(slurm):
     assert done.returncode == 3
 
 
-def test_a_slurm_job_requeues_itself_before_its_end(slurm):
+def test_a_slurm_job_outlives_sigterm_until_its_tasks_have_saved(slurm):
     environment, calls = slurm
     job = subprocess.Popen(
         ["bash", str(SCRIPTS / "slurm/pretrain.sbatch"), "imagenet/mec"],
-        env={**os.environ, **environment, "TASKS_TAKE": "3"},
+        env={**os.environ, **environment, "TASKS_TAKE": "1", "TASKS_EXIT": "75"},
         stdout=subprocess.PIPE,
         text=True,
     )
     _wait_for(lambda: calls.exists() and "srun" in calls.read_text())
-    job.send_signal(signal.SIGUSR1)
-    _wait_for(lambda: "scontrol" in calls.read_text())
-    assert job.poll() is None  # the tasks train on until Slurm ends them
+    job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=30)
-    assert calls.read_text().splitlines()[1:] == ["scontrol 6 requeue 4711"]
-    assert job.returncode == 0 and "job 4711 goes back into the queue" in output
+    assert (job.returncode, output) == (75, "")
+    assert len(calls.read_text().splitlines()) == 1
 
 
 def _wait_for(happened):
@@ -181,10 +180,10 @@ def _wait_for(happened):
         time.sleep(0.02)
 
 
-def test_slurm_signals_the_shell_alone_and_may_requeue():
+def test_slurm_signals_the_tasks_and_may_requeue():
     text = (SCRIPTS / "slurm/pretrain.sbatch").read_text()
     directives = re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE)
-    for needed in ("--requeue", "--signal=B:USR1@120", "--open-mode=append"):
+    for needed in ("--requeue", "--signal=USR1@120", "--open-mode=append"):
         assert needed in directives
     # sbatch reads no directive after the first command.
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
@@ -340,3 +339,67 @@ def test_a_whole_run_of_another_stack_is_recorded(stacks, tmp_path):
 def test_an_unknown_stack_is_refused():
     done = bash("setup.sh", STACK="newest")
     assert done.returncode == 2 and done.stderr.startswith("error: STACK is unknown: newest.")
+
+
+def test_the_readme_has_the_table_of_the_record(tmp_path):
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    done = python("compatibility.py", "--readme", readme, "table")
+    assert done.returncode == 0, done.stderr
+    assert readme.read_text() == (ROOT / "README.md").read_text()
+
+
+# What has stopped: SOLO_MINENT is a program that answers signals as pretraining does.
+
+PROGRAM = """#!/bin/sh
+for name in TERM USR1 INT; do trap "echo $name >> $CALLS; exit ${STATUS:-75}" $name; done
+echo "$@" >> "$CALLS"
+if [ "$1" = pretrain ]; then i=0; while [ $i -lt 400 ]; do sleep 0.05; i=$((i + 1)); done; fi
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Environment with a solo-minent that waits for a signal, and its notes."""
+    path, calls = tmp_path / "solo-minent", tmp_path / "calls"
+    path.write_text(PROGRAM)
+    path.chmod(0o755)
+    return {**os.environ, "SOLO_MINENT": str(path), "CALLS": str(calls)}, calls
+
+
+@pytest.mark.parametrize(
+    ("name", "to_all", "status"),
+    [("SIGTERM", False, 75), ("SIGUSR1", False, 75), ("SIGINT", True, 130)],
+    ids=["SIGTERM", "SIGUSR1", "Ctrl-C"],
+)
+def test_what_has_stopped_is_not_evaluated(name, to_all, status, program):
+    environment, calls = program
+    run = subprocess.Popen(
+        ["bash", str(SCRIPTS / "run.sh"), "digits/mec"],
+        env={**environment, "STATUS": str(status)},
+        start_new_session=True,
+    )
+    _wait_for(lambda: calls.exists() and "pretrain" in calls.read_text())
+    (os.killpg if to_all else os.kill)(run.pid, getattr(signal, name))
+    assert run.wait(30) == status
+    wanted = ["pretrain --recipe digits/mec", name.removeprefix("SIG")]
+    assert calls.read_text().splitlines() == wanted
+
+
+@pytest.mark.parametrize(
+    "words", [["--resume-from", "a run"], ["--resume-from=a run"]], ids=["two words", "one word"]
+)
+def test_pretraining_alone_resumes_from_another_run(words):
+    done = bash("run.sh", "imagenet/mec", "seed=1", *words, "max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    pretrain, *others = done.stdout.splitlines()
+    assert pretrain == f"pretrain --recipe imagenet/mec {' '.join(words)} seed=1 max_epochs=2"
+    same = "--recipe imagenet/mec seed=1 max_epochs=2"
+    assert others == [f"linear {same}", f"knn {same}"]
+
+
+def test_resume_from_without_a_path_is_refused_by_pretraining():
+    done = bash("run.sh", "imagenet/mec", "--resume-from")
+    assert done.stdout.splitlines()[0] == "pretrain --recipe imagenet/mec --resume-from"
+    with pytest.raises(UserError, match="--resume-from: expected one argument"):
+        parse(done.stdout.splitlines()[0].split())

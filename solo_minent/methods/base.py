@@ -89,6 +89,10 @@ class SSLMethod:
 
     # Hooks of a method.
 
+    @classmethod
+    def check_batch(cls, params: dict[str, Any], batch: int, ranks: int) -> None:
+        """Raises UserError where a method cannot take batches of so many images a rank."""
+
     def build(self, params: Any) -> None:
         """Makes `self.projector` and whatever else the loss needs from `params`."""
         raise NotImplementedError

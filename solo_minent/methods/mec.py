@@ -59,8 +59,8 @@ class MECParams:
     def __post_init__(self) -> None:
         if self.order < 2 or self.order % 2:
             raise UserError(
-                f"MEC order is not even: {short(self.order)}. An odd Taylor order has its minimum at the "
-                "collapsed solution. Set method_kwargs.order=4."
+                f"MEC order is not even: {short(self.order)}. An odd Taylor order has its minimum "
+                "at the collapsed solution. Set method_kwargs.order=4."
             )
         check_ranges(self, RANGES, "method_kwargs.")
         check_rising(self, "base_momentum", "final_momentum", 0.996, "method_kwargs.")

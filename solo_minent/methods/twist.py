@@ -8,6 +8,7 @@ crops harder in a recipe with `late_augmentations`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed.nn.functional as dist_nn
@@ -136,15 +137,7 @@ class BunchNorm(nn.Module):
         return list((centred * torch.rsqrt(var + self.eps)).flatten(1, 2))
 
     def _ranks_per_bunch(self, batch: int) -> int:
-        ranks = 1 if batch >= self.bunch_size else min(self.bunch_size // batch, world_size())
-        whole = batch < self.bunch_size or batch % self.bunch_size == 0
-        if not whole or world_size() % ranks:
-            raise UserError(
-                f"TWIST bunches do not fit: bunch_size={self.bunch_size}, {batch} images a rank, "
-                f"{world_size()} ranks. Bunches must divide the global batch evenly. "
-                "Set method_kwargs.bunch_size to the batch size of one rank."
-            )
-        return ranks
+        return ranks_per_bunch(self.bunch_size, batch, world_size())
 
     def _group(self, ranks: int) -> distributed.ProcessGroup | None:
         if ranks == 1:
@@ -161,6 +154,22 @@ class BunchNorm(nn.Module):
 
 def _group_mean(x: Tensor, group: distributed.ProcessGroup | None, ranks: int) -> Tensor:
     return x if group is None else dist_nn.all_reduce(x, group=group) / ranks
+
+
+def ranks_per_bunch(bunch_size: int, batch: int, world: int) -> int:
+    """Ranks that share a bunch, of `world` ranks with `batch` images each.
+
+    Raises:
+        UserError: bunches that do not divide the batch, or the other way round.
+    """
+    ranks = 1 if batch >= bunch_size else min(bunch_size // batch, world)
+    if batch > bunch_size and batch % bunch_size or world % ranks:
+        raise UserError(
+            f"TWIST bunches do not fit: bunch_size={bunch_size}, {batch} images a rank, "
+            f"{world} ranks. Bunches must divide the global batch evenly. "
+            "Set method_kwargs.bunch_size to the batch size of one rank."
+        )
+    return ranks
 
 
 class TwistHead(nn.Module):
@@ -196,6 +205,10 @@ class TWIST(SSLMethod):
     @property
     def teacher(self) -> bool:
         return self.params.momentum_teacher
+
+    @classmethod
+    def check_batch(cls, params: dict[str, Any], batch: int, ranks: int) -> None:
+        ranks_per_bunch(params["bunch_size"], batch, ranks)
 
     def build(self, params: TWISTParams) -> None:
         self.projector = TwistHead(self.features_dim, params)

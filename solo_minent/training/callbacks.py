@@ -19,7 +19,7 @@ from solo_minent.distributed import global_max
 from solo_minent.errors import UserError
 from solo_minent.evaluation.features import extract_features
 from solo_minent.evaluation.knn import knn_predict
-from solo_minent.files import write_atomic, write_text
+from solo_minent.files import write_text
 from solo_minent.schedules import cosine
 
 
@@ -148,8 +148,7 @@ class EpochLog(Callback):
         self.rows.append(row)
         if trainer is not None and not trainer.is_global_zero:
             return
-        table = pd.DataFrame(self.rows)
-        write_atomic(self.path, lambda temporary: table.to_csv(temporary, index=False))
+        write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False))
         if self.lines and trainer is not None:
             seconds = time.monotonic() - self.started
             shown = [k for k in row if k.startswith("train_") and k.endswith("_loss")]

@@ -122,7 +122,7 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.skip and not self._batches:
-            torch._foreach_copy_(self._copies, self._buffers)
+            _copy(self._copies, self._buffers)
             self._kept = [holder.kept() for holder in self.holders]
         self._batches.append(_Batch(batch_idx, batch[0]))
         self._views = batch[1]
@@ -145,7 +145,7 @@ class NonFiniteGuard(Callback):
         found = self._found(batches, self._views, step, epoch)
         what = f"{_what(found)} at step {step} on {_where(found)} (epoch {epoch})"
         listed = self._listed(found, step)
-        if self.skipped == self.skip:
+        if self.skipped >= self.skip:
             raise UserError(
                 f"training is not finite: {what}. The weights are those before this step; "
                 f"{found[0].last}. {listed} {self._advice()}"
@@ -172,15 +172,15 @@ class NonFiniteGuard(Callback):
             flag = ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
             large = global_max(flag.float()).item()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and not lost and scaler.get_scale() >= MIN_SCALE:
-            return False
+        if large and not lost and scaler is not None:
+            return scaler.get_scale() < MIN_SCALE
         return bool(lost or large)
 
     def _undo(self, module: LightningModule) -> None:
         """Makes the step under way one that never was."""
         module.zero_grad(set_to_none=True)
         module.update_refused = True
-        torch._foreach_copy_(self._buffers, self._copies)
+        _copy(self._buffers, self._copies)
         for holder, kept in zip(self.holders, self._kept, strict=True):
             holder.put_back(kept)
 
@@ -280,6 +280,11 @@ class NonFiniteGuard(Callback):
             f"{trainer.global_step} on {_where(found)}. That is not saved; {found[0].last}. Lower "
             "optimizer.lr, in a new run with another name=…"
         )
+
+
+def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
+    if into:  # a network may have no buffers
+        torch._foreach_copy_(into, tensors)
 
 
 def _plain(terms: Mapping[str, float]) -> dict[str, float | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -56,6 +57,7 @@ class Together(Callback):
     def __init__(self, config: RunConfig) -> None:
         self.timeout = config.process_timeout
         self.members: list[Member] = []
+        self.sigterm: Any = None  # what answered to it, while nothing does
         self._done = threading.Event()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -72,6 +74,10 @@ class Together(Callback):
     ) -> None:
         self._done.set()  # the main thread has noticed
 
+    def hold_on(self) -> Callback:
+        """To be put behind all callbacks: torchrun's SIGTERM to the rest leaves time to say why."""
+        return _Deaf(self)
+
     def __enter__(self) -> Together:
         return self
 
@@ -81,6 +87,14 @@ class Together(Callback):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._end(error)
+        finally:
+            if self.sigterm is not None:
+                signal.signal(signal.SIGTERM, self.sigterm)
+                self.sigterm = None
+
+    def _end(self, error: BaseException | None) -> None:
         self._done.set()
         if not self.members:
             if _communication(error):
@@ -160,9 +174,10 @@ class Together(Callback):
     def _speaks(self) -> bool:
         """Whether this process is the first that has something to say.
 
-        The store of the process group knows. Lightning keeps it in the first process: where that
+        The store of the process group knows. torchrun keeps it, else the first process: where that
         one is lost, the first of the others speaks.
         """
+        gone = {*self._ended(), *self._hanging()}
         counted: list[int] = []
 
         def count() -> None:
@@ -172,12 +187,13 @@ class Together(Callback):
             except (RuntimeError, ValueError):
                 pass
 
-        asking = threading.Thread(target=count, daemon=True)
-        asking.start()
-        asking.join(GRACE_S)  # a stopped process does not answer
-        if counted:
-            return counted[0] == 1
-        gone = {*self._ended(), *self._hanging()}
+        with_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if with_torchrun or 0 not in gone:
+            asking = threading.Thread(target=count, daemon=True)
+            asking.start()
+            asking.join(GRACE_S)  # a first process on another machine may hang as well
+            if counted:
+                return counted[0] == 1
         here = [n for n, member in enumerate(self.members) if member.host == socket.gethostname()]
         return rank() == min(number for number in here if number not in gone)
 
@@ -203,6 +219,20 @@ class Together(Callback):
                 print(f"error: {message}", file=sys.stderr, flush=True)
             self._end_the_rest()
             os._exit(FAILED)  # the main thread waits for a collective, or computes
+
+
+class _Deaf(Callback):
+    """Ignores SIGTERM from an error on until `Together` is left."""
+
+    def __init__(self, together: Together) -> None:
+        self.together = together
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if main and self.together.members and not isinstance(exception, Stopped):
+            self.together.sigterm = signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _communication(error: BaseException | None) -> tuple[str, ...] | None:

@@ -180,6 +180,43 @@ def test_links_are_followed_and_broken_ones_named(tree, tmp_path):
         num_classes("custom", base)
 
 
+def test_what_would_hang_or_be_missing_is_named(tree, tmp_path):
+    base = tree(2, images=2)
+    place = base / "train" / "c001"
+
+    def refused(name, words, make):
+        make(place / name)
+        with pytest.raises(UserError, match=words):
+            folder_split("custom", base, "train")
+        (place / name).unlink()
+
+    refused("pipe.jpg", r"no regular file: .*pipe\.jpg", os.mkfifo)
+    refused("gone.jpg", r"broken link: .*gone\.jpg ->", lambda p: p.symlink_to(tmp_path / "no"))
+    refused("self.jpg", r"broken link: .*self\.jpg ->", lambda p: p.symlink_to(p))
+    refused("zero.jpg", r"no regular file: .*zero\.jpg", lambda p: p.symlink_to("/dev/zero"))
+    refused("more", r"broken link: .*more ->", lambda p: p.symlink_to(tmp_path / "no"))
+    refused("loop", r"a link leads to a folder above it: .*loop -> ", lambda p: p.symlink_to(place))
+    (place / "x.jpg").mkdir()  # a folder like any other
+    (place / ".lock").symlink_to(tmp_path / "no")
+    assert len(folder_split("custom", base, "train")) == 4
+    (base / "train" / "c009").symlink_to(base / "train" / "c009")
+    with pytest.raises(UserError, match=r"broken link: .*c009"):
+        num_classes("custom", base)
+
+
+def test_a_nested_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    base, scan = tree(2, inner="images"), os.scandir
+
+    def closed(place):
+        if str(place).endswith("c001/images"):
+            raise PermissionError(13, "Permission denied")
+        return scan(place)
+
+    monkeypatch.setattr(folders.os, "scandir", closed)
+    with pytest.raises(UserError, match=r"cannot list a folder: .*c001/images \(Permission den"):
+        folder_split("custom", base, "train")
+
+
 @pytest.fixture
 def listed(tree, tmp_path):
     base, path = tree(3, images=4, inner="images"), tmp_path / "list.txt"

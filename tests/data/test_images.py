@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -155,6 +156,22 @@ def test_a_file_that_is_gone_is_no_corrupt_image(files, folder):
     with pytest.raises(UserError, match=r"cannot read a file: .*1\.jpg") as caught:
         files[1]
     assert not isinstance(caught.value, CorruptImageError)
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_is_not_waited_for(files, folder):
+    (folder / "1.jpg").unlink()
+    os.mkfifo(folder / "1.jpg")
+    with pytest.raises(CorruptImageError, match=r"1\.jpg \(no regular file\)"):
+        files[1]
+
+
+def test_a_size_that_a_header_invents_is_refused_before_memory_is_taken(photo):
+    data = encode(photo, "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    for height, width, words in ((9000, 9000, "9000 x 9000 .* bytes"), (1, 9000, "at most 256 to")):
+        with pytest.raises(CorruptImageError, match=words):
+            decode(data[:at] + struct.pack(">HH", height, width) + data[at + 4 :], "x.jpg")
 
 
 def test_arrays_have_names_and_no_files(arrays):

@@ -332,12 +332,12 @@ class Plain(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit_plain(tmp_path, factors, constants, scale):
+def fit_plain(tmp_path, factors, constants, scale, skip=0):
     """Steps with these gradients and losses under a loss scale; the module after it."""
     module = Plain()
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     data = [(i, [f], c) for i, (f, c) in enumerate(zip(factors, constants, strict=True))]
-    config = RunConfig(folder=str(tmp_path), guard=GuardConfig())
+    config = RunConfig(folder=str(tmp_path), guard=GuardConfig(skip))
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -356,6 +356,12 @@ def test_a_loss_scale_searches_by_itself(tmp_path):
     module, scaler = fit_plain(tmp_path, [1.0, math.inf, 1.0], [0.0, 0.0, 0.0], scale=4.0)
     assert module.weight.item() == pytest.approx(0.8)
     assert scaler.get_scale() == 2.0
+
+
+def test_a_step_under_a_loss_scale_is_passed_over(tmp_path):
+    constants = [0.0, math.inf, 0.0]
+    module, scaler = fit_plain(tmp_path, [1.0, 1.0, 1.0], constants, scale=4.0, skip=1)
+    assert module.weight.item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
