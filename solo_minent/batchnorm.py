@@ -177,6 +177,6 @@ def global_class(plain: type[_BatchNorm], layer: type[_BatchNorm]) -> type[_Batc
 
 
 def _forwards_with_activation() -> list[Any]:
-    """timm's norm and activation in one; nothing before timm is imported, as a layer of it needs."""
+    """timm's norm and activation in one; none where timm is not imported."""
     layers = sys.modules.get("timm.layers")
     return [] if layers is None else [layers.BatchNormAct2d.forward]

@@ -70,7 +70,8 @@ def test_validation_has_the_images_of_the_test_loader(digits_config, monkeypatch
     for world in (1, 3):
         batches = []
         for rank in range(world):
-            monkeypatch.setattr(loaders, "rank_and_world", lambda rank=rank: (rank, world))
+            place = (rank, world)
+            monkeypatch.setattr(loaders, "rank_and_world", lambda place=place: place)
             batches += list(validation_loader(config, test))
         found = [torch.cat(parts) for parts in zip(*batches, strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
