@@ -178,7 +178,7 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def rank_of(process: psutil.Process) -> int | None:
-    """The rank of a process that trains; None for loader processes and torchrun."""
+    """The rank of a process that trains; None for torchrun."""
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
         if "pretrain" in words and "torch.distributed.run" not in words:
@@ -217,7 +217,9 @@ def test_a_rank_that_dies_ends_the_others(
             assert process.poll() is None, (tmp_path / "stderr.txt").read_text()
             time.sleep(0.1)
         everyone = family(process)
-        ranks = {rank_of(each): each for each in everyone if rank_of(each) is not None}
+        # Loader processes are forked after the rank that they look like.
+        by_age = sorted(everyone, key=psutil.Process.create_time, reverse=True)
+        ranks = {rank_of(each): each for each in by_age}
         started = time.monotonic()
         ranks[victim].send_signal(signum)
         process.wait(timeout=180)
