@@ -116,7 +116,7 @@ def test_words_that_are_none_of_the_choices(key):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"precision": "64-true"}, "precision is unknown: 64-true"),
+        ({"precision": "8-true"}, "precision is unknown: 8-true"),
         ({"name": ""}, "name is no folder name: ''"),
         ({"name": ".."}, "name is no folder name: '..'"),
         ({"name": "a/b"}, "name is no folder name: 'a/b'"),

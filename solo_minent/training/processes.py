@@ -56,6 +56,7 @@ class Together(Callback):
 
     def __init__(self, config: RunConfig) -> None:
         self.timeout = config.process_timeout
+        self.errors = f"solo_minent/errors/{config.run_dir}"  # their number, in the store
         self.members: list[Member] = []
         self.sigterm: Any = None  # what answered to it, while nothing does
         self._done = threading.Event()
@@ -183,7 +184,7 @@ class Together(Callback):
         def count() -> None:
             try:
                 store = dist.distributed_c10d._get_default_store()
-                counted.append(store.add("solo_minent/errors", 1))
+                counted.append(store.add(self.errors, 1))
             except (RuntimeError, ValueError):
                 pass
 

@@ -89,8 +89,10 @@ class Saving(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        agreed, self._late = self._late, 0
-        if agreed or epoch % self.settings.every_epochs == 0 or epoch == trainer.max_epochs:
+        agreed, self._late = max(self._late, self.agreement.largest(self._wanted())), 0
+        if epoch == trainer.max_epochs:
+            self._save(trainer, SAVE)  # what is left to do is done sooner than started again
+        elif agreed or epoch % self.settings.every_epochs == 0:
             self._save(trainer, agreed)
 
     def _wanted(self) -> int:

@@ -36,8 +36,9 @@ class Signals(Callback):
 
     Put it before every other callback. `Saving` answers between two steps; where one process of
     several got the signal, all stop at the same step, one later. What comes in the last step of an
-    epoch is answered at the epoch's end, after validation and online kNN; what comes during those,
-    or before training begins, at the next step. Without one the run ends as it would have.
+    epoch, in validation or the online kNN is answered at the epoch's end (among several processes
+    perhaps a step later); what comes before training begins, at the first step. In the last epoch
+    the run ends as it would have.
 
     A Ctrl-C after the first signal ends the run at once. Other signals than these, and these while
     no run trains, do what they did before.

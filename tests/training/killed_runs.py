@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import solo_minent.plugin  # noqa: F401
@@ -187,9 +188,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
     a, b = (torch.load(f / CHECKPOINT_FILE, weights_only=True) for f in (whole, killed))
     a["solo_minent"]["config"]["name"] = b["solo_minent"]["config"]["name"]
     found = unequal(a, b)
-    for file in ("log.csv", BACKBONE_FILE):
-        if (whole / file).read_bytes() != (killed / file).read_bytes():
-            found.append(file)
+    found += unequal(*(load_file(f / BACKBONE_FILE) for f in (whole, killed)), BACKBONE_FILE)
+    if (whole / "log.csv").read_bytes() != (killed / "log.csv").read_bytes():
+        found.append("log.csv")
     return found
 
 
