@@ -445,8 +445,8 @@ def disturbed(tiny_run, monkeypatch):
         ("on_train_batch_start", 3, 3),  # in a step: it is done and saved
         ("on_before_optimizer_step", 2, 2),
         ("on_train_batch_start", 5, 5),  # in the last step of an epoch: at its end
-        ("on_validation_batch_start", 1, 6),  # at the next step
-        ("on_train_epoch_end", 1, 6),
+        ("on_validation_batch_start", 1, 5),
+        ("on_train_epoch_end", 1, 5),
         ("on_train_epoch_end", 2, 10),
     ],
 )
