@@ -19,6 +19,7 @@ gradient come back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -110,10 +111,15 @@ class Agreement:
     """A number on which the processes agree once a step, without waiting for a device.
 
     The exchange runs on the CPU beside the step. Make it on all processes at the same time.
+
+    Args:
+        timeout: for which a process waits for the others.
     """
 
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if is_distributed() else None
+    def __init__(self, timeout: timedelta) -> None:
+        self._group = None
+        if is_distributed():
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._under_way: tuple[Tensor, dist.Work] | None = None
 
     def largest(self, own: int) -> int:

@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, junk):
 
 
 def test_a_diverged_run_stops_and_exports_nothing(tiny_run):
-    config = tiny_run("mec", "optimizer.name=sgd", "optimizer.lr=1e30", "evaluation.knn_every=0")
+    config = tiny_run("mec", "optimizer.name=sgd", "optimizer.lr=1e15", "evaluation.knn_every=0")
     what = r"training is not finite: train_mec_\w+ is nan.* at step \d on rank 0 \(epoch 1\)"
     with pytest.raises(UserError, match=what):
         pretrain(config)

@@ -2,14 +2,15 @@
 
 A checkpoint is written between two steps, or after an epoch. What differs between processes (random
 numbers, sums of an epoch's means) is gathered into it: a run that goes on from it on as many
-processes ends bit for bit as one that was never interrupted.
+processes ends bit for bit as one that was never interrupted. On another number of processes (with
+`--resume-from`) these start afresh, and the log's row of that epoch is the mean of its rest.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from solo_minent.checkpoint import CHECKPOINT_FILE
+from solo_minent.data.epochs import derive_seed
 from solo_minent.distributed import Agreement, is_distributed, rank, world_size
 from solo_minent.schema import RunConfig
 from solo_minent.training.folder import ENTRY, entry
@@ -65,11 +67,14 @@ class Saving(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step, self.saved_at = trainer.global_step, time.monotonic()
-        self.agreement = Agreement()
-        if self._loaded is not None:
-            # Last of all that draws random numbers before the first step.
-            _distribute(self._loaded, self.holders)
-            self._loaded = None
+        self.agreement = Agreement(timedelta(minutes=self.config.process_timeout))
+        # Last of all that draws random numbers before the first step.
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and len(loaded) == world_size():
+            for name, holder in self.holders.items():
+                holder.load_rank_state(loaded[rank()][name])
+        elif is_distributed():  # each process drops other paths
+            torch.manual_seed(derive_seed(self.config.seed, rank(), self._step))
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -153,12 +158,3 @@ def _gather(holders: dict[str, RankState]) -> list[dict[str, Any]]:
     states: list[dict[str, Any]] = [{}] * world_size()
     dist.all_gather_object(states, own)
     return states
-
-
-def _distribute(states: Iterable[dict[str, Any]], holders: dict[str, RankState]) -> None:
-    """Each process its own; on another number of processes they start afresh."""
-    states = list(states)
-    if len(states) != world_size():
-        return
-    for name, holder in holders.items():
-        holder.load_rank_state(states[rank()][name])

@@ -236,7 +236,7 @@ def test_images_of_two_sizes_are_refused(folder_run):
 def test_what_does_not_fit_is_refused_before_it_is_decoded(folder_run, monkeypatch):
     run, opened = folder_run(), []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or original(*args))
+    monkeypatch.setattr(Image, "open", lambda *a, **kw: opened.append(1) or original(*a, **kw))
     need = 12 * 3 * 20 * 16
     monkeypatch.setattr(device, "_free_ram", lambda: 2 * need - 1)
     message = (
