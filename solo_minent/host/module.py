@@ -180,7 +180,6 @@ class MethodModule:
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-
     def _use_own_settings(self) -> None:
         """Rates and decays of this run, where a checkpoint of another one brought its own."""
         scheduler = self.lr_schedulers()
