@@ -20,6 +20,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "pytest>=8",
         "pytest-timeout>=2.3.1",
+        "pytest-xdist>=3.6",
         "ruff>=0.6",
         "selenium>=4.20",
     ],

@@ -5,6 +5,7 @@
 #   bash scripts/test.sh --latest              on the newest of everything (.venv-latest)
 # The last two, and --record, write versions and counts of a whole run to zoo/results/compatibility.csv
 # and the table made from it into README.md. PYTHON, EXTRAS and PIP_ARGS are those of scripts/setup.sh.
+# JOBS=1 runs one file of tests at a time (default 2).
 # Those of the report's page run where a browser is: apt-get install chromium chromium-driver
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,10 +33,13 @@ if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; the
   echo "[test] no chromium with chromedriver: the page of the report is not tested in a browser" >&2
   marked="$marked and not browser"
 fi
+# All of the tests run two files at a time; a part of them as pytest is asked to (-x, --pdb, …).
+jobs=()
+[ $# -gt 0 ] || jobs=(--numprocesses "${JOBS:-2}" --dist loadfile)
 if [ "$record" = no ]; then
-  exec "$venv/bin/python" -m pytest -m "$marked" "$@"
+  exec "$venv/bin/python" -m pytest -m "$marked" ${jobs[@]+"${jobs[@]}"} "$@"
 fi
 status=0
-"$venv/bin/python" -m pytest -m "$marked" --junit-xml="$venv/tests.xml" || status=$?
+"$venv/bin/python" -m pytest -m "$marked" "${jobs[@]}" --junit-xml="$venv/tests.xml" || status=$?
 "$venv/bin/python" scripts/compatibility.py record "$stack" "$venv/tests.xml" "bash scripts/test.sh${asked:+ $asked}"
 exit "$status"

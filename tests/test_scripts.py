@@ -316,7 +316,8 @@ def test_the_tests_run_on_the_stack_and_marks_that_are_asked_for(
     if not browser:
         expression += " and not browser"
         assert "not tested in a browser" in done.stderr
-    assert ast.literal_eval(command) == ["-m", "pytest", "-m", expression, *rest]
+    jobs = [] if rest else ["--numprocesses", "2", "--dist", "loadfile"]
+    assert ast.literal_eval(command) == ["-m", "pytest", "-m", expression, *jobs, *rest]
 
 
 def test_a_whole_run_of_another_stack_is_recorded(stacks, tmp_path):
