@@ -18,6 +18,9 @@ from solo_minent.errors import UserError
 
 # No room on the device, in the user's quota, under the limit of a file's size (ulimit -f).
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Setting it is the only way to learn it, and another thread may write a file meanwhile: done once.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 STALE = 24 * 3600  # seconds after which nobody fills a temporary file any more
 
 
@@ -47,9 +50,8 @@ def write_atomic(
             _remove_stale(path, temporary)
             write(temporary)
             # Some writers leave their files to the owner alone; a run folder is shared.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            with suppress(PermissionError):  # file systems without such rights
+                temporary.chmod(0o666 & ~UMASK)
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
                 if read_back is not None and hasattr(os, "posix_fadvise"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -87,12 +88,14 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
     together = Together(config)
     with alone(config.run_dir), quiet_lightning(), together:
         # As it is now that no other process works there.
-        resume = resume_point(config, resume_from)
+        resume = resume_point(config, resume_from, verify=False)
         if resume:
             check_fits(resume, module.state_dict())
         callbacks = [together, *callbacks, together.hold_on()]
         trainer = make_trainer(config, accelerator, callbacks, CheckpointFiles(), interactive)
         if trainer.is_global_zero:
+            if resume and resume.changed:  # it belongs to the configuration that goes
+                (config.run_dir / BACKBONE_FILE).unlink(missing_ok=True)
             write_text(config.run_dir / "config.yaml", to_yaml(config))
             _note_environment(config.run_dir, resume)
             _announce(config, absolute, images, resume)
@@ -184,8 +187,11 @@ def _callbacks(
 def _note_environment(run_dir: Path, resume: ResumePoint | None) -> None:
     """`environment.json`: one entry for each session that trained the run."""
     path = run_dir / "environment.json"
-    earlier = json.loads(path.read_text()) if resume and path.is_file() else []
-    write_json(path, [*earlier, environment()])
+    earlier = []
+    if resume and path.is_file():
+        with contextlib.suppress(ValueError, RecursionError):  # it is no reason not to train
+            earlier = json.loads(path.read_text())
+    write_json(path, [*(earlier if isinstance(earlier, list) else []), environment()])
 
 
 def _steps_per_epoch(config: RunConfig, images: int) -> int:

@@ -106,7 +106,10 @@ class MethodModule:
         return out
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One update of the weights, after which the teacher follows."""
+        """One update of the weights, after which the teacher follows.
+
+        It follows as well where a loss scale (16-mixed) has left the weights as they were.
+        """
         super().optimizer_step(*args, **kwargs)
         refused, self.update_refused = self.update_refused, False
         if self.teacher and not refused:

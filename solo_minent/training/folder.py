@@ -42,7 +42,9 @@ class ResumePoint:
     changed: tuple[str, ...] = ()
 
 
-def resume_point(config: RunConfig, resume_from: Path | None = None) -> ResumePoint | None:
+def resume_point(
+    config: RunConfig, resume_from: Path | None = None, verify: bool = True
+) -> ResumePoint | None:
     """Where the run of a folder goes on; None for a fresh start.
 
     The folder's own checkpoint, if it is of the same configuration: all of it, but for where the
@@ -52,15 +54,17 @@ def resume_point(config: RunConfig, resume_from: Path | None = None) -> ResumePo
     Args:
         config: of the run.
         resume_from: a run folder or its checkpoint, whose configuration may differ.
+        verify: read all bytes of the checkpoint.
 
     Raises:
-        UserError: the folder holds another run, or a checkpoint is missing or damaged.
+        UserError: the folder holds another run, a checkpoint is missing or damaged, or has nothing
+            left to train.
     """
     own = config.run_dir / CHECKPOINT_FILE
     source = None if resume_from is None else _checkpoint_of(resume_from)
     changed = _differs_from_folder(config)
     if own.is_file():
-        point = _read(own, config)
+        point = _read(own, config, verify)
         changed = list(point.changed) or changed
         if not changed:
             return point
@@ -71,7 +75,16 @@ def resume_point(config: RunConfig, resume_from: Path | None = None) -> ResumePo
             f"{'; '.join(changed)}. A run continues only with the same configuration. Choose "
             f"another name=…, delete the folder, or go on from it with --resume-from {own}"
         )
-    return None if source is None else _read(source, config)
+    if source is None:
+        return None
+    point = _read(source, config, verify)
+    if point.changed and point.epochs >= config.max_epochs:
+        raise UserError(
+            f"nothing is left to train: {source} has {point.epochs} epochs, max_epochs="
+            f"{config.max_epochs}. A run goes on beyond its checkpoint. Set "
+            f"max_epochs={point.epochs + 1} or more, or leave out --resume-from."
+        )
+    return point
 
 
 def _differs_from_folder(config: RunConfig) -> list[str]:
@@ -92,17 +105,19 @@ def _checkpoint_of(path: Path) -> Path:
     return file
 
 
-def _read(path: Path, config: RunConfig) -> ResumePoint:
-    checkpoint = read_checkpoint(path)
-    ours = checkpoint.get(ENTRY)
-    if not isinstance(ours, dict) or not isinstance(ours.get("config"), dict):
+def _read(path: Path, config: RunConfig, verify: bool) -> ResumePoint:
+    checkpoint = read_checkpoint(path, verify=verify)
+    try:
+        old = dict(checkpoint[ENTRY]["config"])
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        step = checkpoint["global_step"]
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"checkpoint is of no run of ours: {path}. solo-minent pretrain writes its "
             "configuration into it. Name another file, or start a new run with another name=…"
-        )
-    changed = differences(from_dict(ours["config"], f"checkpoint {path}"), config, ELSEWHERE)
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return ResumePoint(path, checkpoint["global_step"], epochs, tuple(changed))
+        ) from error
+    changed = differences(from_dict(old, f"checkpoint {path}"), config, ELSEWHERE)
+    return ResumePoint(path, step, epochs, tuple(changed))
 
 
 def check_fits(point: ResumePoint, state: Mapping[str, Tensor]) -> None:
@@ -117,7 +132,7 @@ def check_fits(point: ResumePoint, state: Mapping[str, Tensor]) -> None:
     """
     if not point.changed:
         return
-    there = read_checkpoint(point.path)["state_dict"]
+    there = read_checkpoint(point.path, verify=False)["state_dict"]
     names = sorted(there.keys() | state.keys())
     shapes = [[_shape(tensors.get(name)) for name in names] for tensors in (there, state)]
     differ = [name for name, old, new in zip(names, *shapes, strict=True) if old != new]

@@ -61,6 +61,7 @@ class Saving(Checkpoint):
         self.path = config.run_dir / CHECKPOINT_FILE
         self.holders: dict[str, RankState] = {"random": RandomState(), **holders}
         self._late = 0  # agreed on at the last step of an epoch, done at its end
+        self._stale = False  # the next answer is to a question from before a save
         self._loaded: list[dict[str, Any]] | None = None
 
     # When.
@@ -82,7 +83,7 @@ class Saving(Checkpoint):
         before, self._step = self._step, trainer.global_step
         if self._step == before:  # gradients accumulate
             return
-        agreed = max(self.agreement.largest(self._wanted()), self._late)
+        agreed = self._agreed()
         every = self.settings.every_steps
         if every and self._step % every == 0:
             agreed = max(agreed, SAVE)
@@ -94,11 +95,17 @@ class Saving(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        agreed, self._late = max(self._late, self.agreement.largest(self._wanted())), 0
+        agreed, self._late = max(self._late, self._agreed()), 0
         if epoch == trainer.max_epochs:
             self._save(trainer, SAVE)  # what is left to do is done sooner than started again
         elif agreed or epoch % self.settings.every_epochs == 0:
             self._save(trainer, agreed)
+
+    def _agreed(self) -> int:
+        """What all processes do now: nothing (0), SAVE, or SAVE + a signal."""
+        agreed = self.agreement.largest(self._wanted())
+        done, self._stale = self._stale and agreed == SAVE, False
+        return 0 if done else agreed
 
     def _wanted(self) -> int:
         if self.signals.received:
@@ -107,7 +114,7 @@ class Saving(Checkpoint):
         return SAVE if minutes and time.monotonic() - self.saved_at >= 60 * minutes else 0
 
     def _save(self, trainer: Trainer, agreed: int) -> None:
-        self.saved_at = time.monotonic()
+        self.saved_at, self._stale = time.monotonic(), is_distributed()
         trainer.save_checkpoint(self.path)
         if agreed > SAVE:
             raise Stopped(agreed - SAVE, trainer.global_step)

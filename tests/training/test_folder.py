@@ -106,7 +106,7 @@ def test_resume_from_nothing_or_from_a_strangers_file_is_refused(make, tmp_path)
     ],
 )
 def test_resume_from_what_does_not_fit_is_one_line(make, trained, override, what):
-    other = make(override, "name=other")
+    other = make(override, "max_epochs=2", "name=other")
     with pytest.raises(UserError, match=f"checkpoint does not fit: .*{what}"):
         pretrain(other, resume_from=trained)
     assert [path.name for path in other.run_dir.iterdir()] == [LOCK_FILE]
@@ -194,3 +194,28 @@ def test_the_checkpoint_holds_its_configuration(make, trained):
     with pytest.raises(UserError, match="seed: 0 -> 5"):
         pretrain(make("seed=5"))
     assert json.loads((trained / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_nothing_left_to_train_is_said(make, trained):
+    with pytest.raises(UserError, match="nothing is left to train: .* has 1 epochs, max_epochs=1"):
+        pretrain(make("seed=4", "name=other"), resume_from=trained)
+    with pytest.raises(UserError, match="nothing is left to train.*Set max_epochs=2 or more"):
+        pretrain(make("seed=4"), resume_from=trained)
+
+
+def test_an_extended_run_has_no_export_until_it_ends(make, trained, monkeypatch):
+    def no_fit(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.fit", no_fit)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(make("max_epochs=2"), resume_from=trained)
+    assert (trained / CHECKPOINT_FILE).is_file()
+    assert not (trained / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "3", "[" * 100_000])
+def test_a_damaged_environment_does_not_stop_a_run(make, trained, damage):
+    (trained / "environment.json").write_text(damage)
+    pretrain(make("max_epochs=2"), resume_from=trained)
+    assert len(json.loads((trained / "environment.json").read_text())) == 1

@@ -66,3 +66,20 @@ def test_a_checkpoint_needs_no_pickle(tiny_run):
     folder = pretrain(tiny_run("twist", "max_epochs=1", "evaluation.knn_every=0"))
     checkpoint = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
     assert checkpoint["solo_minent"]["ranks"][0].keys() == {"random", "meter", "monitors"}
+
+
+def test_an_answer_to_a_question_from_before_a_save_is_none(monkeypatch):
+    """Processes agree a step late: by then the minutes that made one ask may be saved."""
+    monkeypatch.setattr(saving, "is_distributed", lambda: True)
+    answers = iter([0, saving.SAVE, saving.SAVE, 0, saving.SAVE, saving.SAVE + 15])
+    saver = object.__new__(Saving)
+    saver.agreement = type("Agreement", (), {"largest": lambda self, own: next(answers)})()
+    saver._wanted, saver._stale, saver.path = lambda: 0, False, None
+    trainer = type("Trainer", (), {"save_checkpoint": lambda self, path: None, "global_step": 1})()
+    done = []
+    for _ in range(6):
+        agreed = saver._agreed()
+        done.append(agreed)
+        if agreed == saving.SAVE:
+            saver._save(trainer, agreed)
+    assert done == [0, saving.SAVE, 0, 0, saving.SAVE, saving.SAVE + 15]
