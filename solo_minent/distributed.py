@@ -114,12 +114,23 @@ class Agreement:
 
     Args:
         timeout: for which a process waits for the others.
+
+    Raises:
+        UserError: the processes do not reach each other.
     """
 
     def __init__(self, timeout: timedelta) -> None:
         self._group = None
         if is_distributed():
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            try:
+                self._group = dist.new_group(backend="gloo", timeout=timeout)
+            except RuntimeError as error:
+                said = (str(error).splitlines() or [""])[0].strip()
+                raise UserError(
+                    f"the processes do not reach each other over gloo: {said}. They talk over one "
+                    "network interface of each node. Name it, with its name of `ip addr`: "
+                    "GLOO_SOCKET_IFNAME=eth0 (NCCL_SOCKET_IFNAME is NCCL's)."
+                ) from error
         self._under_way: tuple[Tensor, dist.Work] | None = None
 
     def largest(self, own: int) -> int:

@@ -43,7 +43,7 @@ def write_atomic(
     Raises:
         UserError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{_place()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{place()}.{os.getpid()}.tmp")
     try:
         with _full_disk_named(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +134,13 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
+def place() -> str:
+    """Where the number of a process names one process: a host, or a container on it."""
+    with suppress(OSError):
+        return _digest(f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}")
+    return _digest(socket.gethostname())
+
+
 def full_disk(error: BaseException) -> OSError | None:
     """The system's word for a full disk, quota or file size limit behind an exception, if any.
 
@@ -183,13 +190,6 @@ def _full_disk_named(path: Path, temporary: Path) -> Iterator[None]:
         raise full_disk_error(full, path, size, kept=path.exists()) from error
 
 
-def _place() -> str:
-    """Where the number of a process names one process: a host, or a container on it."""
-    with suppress(OSError):
-        return _digest(f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}")
-    return _digest(socket.gethostname())
-
-
 def _digest(text: str) -> str:
     return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()
 
@@ -207,7 +207,7 @@ def _remove_stale(path: Path, temporary: Path) -> None:
         with suppress(OSError):  # another user's, or another process was faster
             status = entry.stat(follow_symlinks=False)
             mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-            dead = match[1] == _place() and not _alive(int(match[2]))
+            dead = match[1] == place() and not _alive(int(match[2]))
             old = time.time() - status.st_mtime > STALE
             if mine and (entry.name == temporary.name or dead or old):
                 os.unlink(entry.path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from solo_minent.distributed import global_sum
+from solo_minent.distributed import global_sum, is_distributed, world_size
 
 
 class Meter:
@@ -24,7 +25,7 @@ class Meter:
     def reset(self) -> None:
         """Forgets everything."""
         self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._weights: dict[tuple[str, ...], float] = {}
+        self._weights: dict[tuple[str, ...], tuple[float, ...]] = {}  # of each name
         self._earlier: dict[str, tuple[float, float]] = {}  # of an interrupted epoch
 
     def add(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
@@ -36,13 +37,13 @@ class Meter:
                 self._start(names, device)
             new = torch.stack([tensors[name].reshape(()).double() for name in names])
             self._sums[names].add_(new, alpha=weight)
-            self._weights[names] += weight
+            self._weights[names] = tuple(own + weight for own in self._weights[names])
 
     def _start(self, names: tuple[str, ...], device: torch.device) -> None:
         """From zero, or where an interrupted epoch was: the same additions in the same order."""
         sums, weights = zip(*(self._earlier.pop(name, (0.0, 0.0)) for name in names), strict=True)
         self._sums[names] = torch.tensor(sums, dtype=torch.float64, device=device)
-        self._weights[names] = weights[0]
+        self._weights[names] = weights
 
     def kept(self) -> tuple[dict, dict, dict]:
         """For `put_back`, to forget what is added from now on; waits for no device."""
@@ -54,26 +55,42 @@ class Meter:
         self._sums, self._weights, self._earlier = kept
 
     def means(self, device: torch.device) -> dict[str, float]:
-        """The mean of each name, the same on every process.
+        """The mean of each name, the same on every process; a name without weight is left out.
+
+        A process need not have every name: its share of the validation may be all corrupt.
 
         Args:
             device: on which processes exchange tensors.
         """
         own = self.rank_state()
-        names = sorted(own)
-        packed = torch.tensor([own[name] for name in names], dtype=torch.float64, device=device)
-        totals = global_sum(packed).tolist()
-        return {name: total / weight for name, (total, weight) in zip(names, totals, strict=True)}
+        names = _all_names(own)
+        if not names:
+            return {}
+        pairs = [own.get(name, (0.0, 0.0)) for name in names]
+        totals = global_sum(torch.tensor(pairs, dtype=torch.float64, device=device)).tolist()
+        named = zip(names, totals, strict=True)
+        return {name: total / weight for name, (total, weight) in named if weight}
 
     def rank_state(self) -> dict[str, tuple[float, float]]:
         """(sum, weight) of each name, of this process."""
         state = dict(self._earlier)
         for names, sums in self._sums.items():
-            weight = self._weights[names]
-            state |= {name: (s, weight) for name, s in zip(names, sums.tolist(), strict=True)}
+            for name, total, weight in zip(names, sums.tolist(), self._weights[names], strict=True):
+                if name in state:  # beside other names as well
+                    total, weight = state[name][0] + total, state[name][1] + weight
+                state[name] = (total, weight)
         return state
 
     def load_rank_state(self, state: Mapping[str, tuple[float, float]]) -> None:
         """Goes on from a `rank_state`."""
         self.reset()
         self._earlier = dict(state)
+
+
+def _all_names(own: Iterable[str]) -> list[str]:
+    """The names of all processes, in the same order on each."""
+    if not is_distributed():
+        return sorted(own)
+    names: list[list[str]] = [[]] * world_size()
+    dist.all_gather_object(names, list(own))
+    return sorted(set().union(*names))

@@ -36,6 +36,7 @@ from solo_minent.doctor import environment
 from solo_minent.errors import UserError
 from solo_minent.evaluation.targets import check_knn_k
 from solo_minent.files import write_json, write_text
+from solo_minent.machine import is_slurm_task, is_torchrun
 from solo_minent.meter import Meter
 from solo_minent.methods import available
 from solo_minent.monitors import monitors
@@ -180,7 +181,9 @@ def _callbacks(
     readable = getattr(data.get("train_dataloaders"), "readable", None)
     guard = NonFiniteGuard(config, readable and readable.images, [module.meter, looks])
     log = EpochLog(config.run_dir / "log.csv", knn, lines)
-    saving = Saving(config, signals, {"meter": module.meter, "monitors": looks})
+    corrupt = [("corrupt", each) for each in callbacks if isinstance(each, CorruptImages)]
+    holders = {"meter": module.meter, "monitors": looks, **dict(corrupt)}
+    saving = Saving(config, signals, holders)
     return [*callbacks, looks, guard, log, saving]
 
 
@@ -243,10 +246,9 @@ def _check_processes(config: RunConfig) -> None:
 
 def _launched_processes() -> int | None:
     """How many processes torchrun or srun started; None where Lightning starts them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_torchrun():
         return int(os.environ["WORLD_SIZE"])
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_NTASKS" in os.environ and not interactive:
+    if is_slurm_task():
         return int(os.environ["SLURM_NTASKS"])
     return None
 

@@ -246,7 +246,9 @@ def test_one_process_of_several_speaks(monkeypatch, capsys):
 
     monkeypatch.setattr(solo_minent.pretrain, "pretrain", lambda config, resume_from: "runs/x")
     for rank, printed in (("0", "run folder: runs/x\n"), ("1", "")):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", rank)
         assert main(["pretrain", "--recipe", "digits/mec"]) == 0
         assert capsys.readouterr().out == printed
         assert main(["pretrain"]) == 2

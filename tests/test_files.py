@@ -91,7 +91,7 @@ def test_bytes_read_back_whatever_their_number(tmp_path, data, monkeypatch):
 def test_the_next_write_removes_what_a_dead_process_left(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait(timeout=60)
-    here, old = files._place(), time.time() - 2 * files.STALE
+    here, old = files.place(), time.time() - 2 * files.STALE
     dead, alive = ended.pid, os.getppid()
     names = {
         f".last.ckpt.{here}.{dead}.tmp": False,
@@ -112,10 +112,10 @@ def test_the_next_write_removes_what_a_dead_process_left(tmp_path):
 
 
 def test_temporary_files_of_several_hosts_and_containers_differ(monkeypatch):
-    here = files._place()
-    assert files._place() == here
+    here = files.place()
+    assert files.place() == here
     monkeypatch.setattr(socket, "gethostname", lambda: "another")
-    assert files._place() != here
+    assert files.place() != here
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -20,7 +20,10 @@ import torch
 from PIL import Image
 
 from solo_minent.checkpoint import CHECKPOINT_FILE
+from solo_minent.cli.words import say, say_first
 from solo_minent.config import load_recipe, to_yaml
+from solo_minent.machine import is_first_process
+from solo_minent.training.folder import LOCK_FILE, alone
 
 SCRIPT = Path(__file__).with_name("ddp_curve.py")
 REPOSITORY = Path(__file__).parents[1]
@@ -157,6 +160,56 @@ def test_ranks_have_one_loss_in_float32(runs, method):
     ranks, _, _ = runs[f"{method}-32", 2]
     assert len(one) == 1
     assert global_terms(ranks, 0) == pytest.approx(global_terms([one], 0), rel=1e-5, abs=1e-6)
+
+
+# Which process this is, as its launcher says it.
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "minent"}
+SHELL = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "first", "says_errors"),
+    [
+        ({}, True, True),
+        # Lightning's child; its parent, which has passed the checks, is silent by then.
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False, True),
+        # Lightning's way by hand: the command of the first node, and of the second.
+        ({"NODE_RANK": "0"}, True, True),
+        ({"NODE_RANK": "1"}, False, True),
+        ({"GROUP_RANK": "1"}, False, True),
+        ({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True, True),
+        ({**TORCHRUN, "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}, False, False),
+        ({**TORCHRUN, "RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False, True),
+        # A rendezvous numbers the nodes as they come; torchrun inside a Slurm job counts.
+        ({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "1"}, True, True),
+        ({**TORCHRUN, **SLURM, "SLURM_PROCID": "1", "RANK": "0", "LOCAL_RANK": "0"}, True, True),
+        ({**TORCHRUN, **SLURM, "SLURM_LOCALID": "0", "RANK": "1", "LOCAL_RANK": "1"}, False, False),
+        ({**SLURM, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True, True),
+        ({**SLURM, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, False, False),
+        ({**SLURM, "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, False, True),
+        (SHELL, True, True),
+        ({**SHELL, "LOCAL_RANK": "1"}, False, True),
+    ],
+)
+def test_who_is_first_and_who_says_what_goes_wrong(
+    variables, first, says_errors, monkeypatch, tmp_path, capsys
+):
+    known = ("SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "JSM_")
+    for name in [name for name in os.environ if name.startswith(known)]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+    with alone(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK_FILE).exists() == first
+    say("run folder: x")
+    say("error: x", sys.stderr)
+    say_first("stopped")
+    printed = capsys.readouterr()
+    assert printed.out == "run folder: x\n" * first
+    assert printed.err == "error: x\n" * says_errors + "stopped\n" * first
 
 
 # One that dies.

@@ -11,7 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from solo_minent.cli.words import is_first, say_first
+from solo_minent.cli.words import say_first
+from solo_minent.machine import (
+    is_first_of_node,
+    is_first_process,
+    is_interactive_slurm,
+    is_slurm_task,
+    is_torchrun,
+)
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -35,7 +42,7 @@ def end(signum: int, step: int) -> int:
     job = _slurm_job() if signum == getattr(signal, "SIGUSR1", None) else None
     then = f"job {job} goes back into the queue" if job else _how_to_continue()
     say_first(f"stopped after step {step}, saved; {then}")
-    if job and is_first():
+    if job and is_first_process():
         _requeue(job)
     if not _reports():
         return 0
@@ -44,16 +51,12 @@ def end(signum: int, step: int) -> int:
 
 def _slurm_job() -> str | None:
     """The batch job that this process belongs to, as `scontrol requeue` takes it."""
-    if "SLURM_JOB_ID" not in os.environ or _interactive():
+    if "SLURM_JOB_ID" not in os.environ or is_interactive_slurm():
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
         return "_".join(os.environ.get(name, "") for name in names)
     return os.environ["SLURM_JOB_ID"]
-
-
-def _interactive() -> bool:
-    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning tells it
 
 
 def _requeue(job: str) -> None:
@@ -77,9 +80,9 @@ def _requeue(job: str) -> None:
 
 
 def _how_to_continue() -> str:
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # which does not tell its own command line
+    if is_torchrun():  # which does not tell its own command line
         return "the same torchrun command continues the run"
-    if "SLURM_JOB_ID" in os.environ and not _interactive():
+    if "SLURM_JOB_ID" in os.environ and not is_interactive_slurm():
         return "the same job, submitted again, continues the run"
     import __main__
 
@@ -103,6 +106,4 @@ def _reports() -> bool:
     Of srun's tasks the first one: srun ends all of them at the first that fails. torchrun and
     Lightning watch the processes of one machine.
     """
-    tasks = "SLURM_NTASKS" in os.environ and not _interactive()
-    slurm = tasks and "TORCHELASTIC_RUN_ID" not in os.environ
-    return os.environ.get("SLURM_PROCID" if slurm else "LOCAL_RANK", "0") == "0"
+    return is_first_process() if is_slurm_task() else is_first_of_node()

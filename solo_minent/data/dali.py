@@ -25,6 +25,7 @@ from solo_minent.data.dali_views import ViewPlan
 from solo_minent.data.epochs import EpochSampler, ReadableImages, Resumable, seeded
 from solo_minent.data.images import ImageSet, open_image
 from solo_minent.data.transforms import normalization
+from solo_minent.data.workers import calm
 from solo_minent.errors import UserError
 from solo_minent.machine import cores_of_each
 
@@ -209,6 +210,7 @@ class DaliLoader(Resumable):
             persistent_workers=workers > 0,
             collate_fn=_collate,
             generator=torch.Generator().manual_seed(config.seed),
+            worker_init_fn=calm,
         )
         self._pipeline: Any = None
         self._plans: list[ViewPlan] = []

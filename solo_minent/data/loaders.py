@@ -28,7 +28,7 @@ from solo_minent.data.epochs import (
 )
 from solo_minent.data.images import CorruptImageError, ImageSet
 from solo_minent.data.transforms import eval_transform, multi_view, normalization
-from solo_minent.data.workers import calm
+from solo_minent.data.workers import calm, calm_forkserver
 from solo_minent.errors import UserError
 from solo_minent.machine import cores_of_each
 
@@ -302,5 +302,5 @@ def _worker_options(config: RunConfig) -> dict[str, Any]:
     options["worker_init_fn"] = calm
     dali = config.data.format == "dali" or "solo_minent.data.dali" in sys.modules
     if workers and dali and "forkserver" in multiprocessing.get_all_start_methods():
-        options |= {"multiprocessing_context": "forkserver", "persistent_workers": True}
+        options |= {"multiprocessing_context": calm_forkserver(), "persistent_workers": True}
     return options

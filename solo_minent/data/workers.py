@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
+
+_ASKING = {getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)}
 
 
 def calm(worker: int) -> None:
@@ -18,17 +21,39 @@ def calm(worker: int) -> None:
     Args:
         worker: its number in the loader.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for signum in _ASKING - {signal.SIGTERM}:
+        signal.signal(signum, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None and hasattr(signal, "sigwaitinfo"):  # it alone tells who sent a signal
+    if parent is not None and hasattr(signal, "sigtimedwait"):  # alone tells who sent a signal
         # Blocked in this thread and those to come; the one that waits for it takes it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
 
 
-def _end_when_told(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _end_when_told(parent: multiprocessing.process.BaseProcess) -> None:
+    # PyTorch looks whether its parent lives, which is the fork server where there is one.
+    while parent.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, 2)
+        if told is not None and told.si_pid == parent.pid:
+            break
     os._exit(0)
+
+
+def calm_forkserver() -> multiprocessing.context.BaseContext:
+    """The `multiprocessing_context` forkserver, whose server and workers do not end either.
+
+    The server has no `worker_init_fn`: it starts with these signals blocked, and hands that down to
+    all threads of its workers. A worker imports libraries that start threads of their own before
+    `calm` runs; one that does not block SIGTERM takes it and ends the process. A server that runs
+    already stays as it is.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # when it starts, it unblocks signals of this thread
+    blocked = _ASKING if hasattr(signal, "sigtimedwait") else set()  # `calm` takes SIGTERM by it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return multiprocessing.get_context("forkserver")

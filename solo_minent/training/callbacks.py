@@ -76,6 +76,8 @@ class WeightDecay(Callback):
 class CorruptImages(Callback):
     """Counts the images that could not be decoded (`corrupt_images`) and lists them in a file.
 
+    Its state lets a run that goes on within an epoch count those of the earlier steps as well.
+
     Args:
         readable: of the training loader.
         path: text file, one name a line, rewritten when more are found.
@@ -93,6 +95,18 @@ class CorruptImages(Callback):
             write_text(self.path, names)
             print(f"corrupt images replaced: {len(found)}, listed in {self.path}", file=sys.stderr)
         self.known = len(found)
+
+    def rank_state(self) -> dict[str, Any]:
+        """The images that this process found, and how many of all processes are in the file."""
+        flags = self.readable.corrupt
+        found = flags.nonzero().flatten().tolist()
+        return {"images": len(flags), "found": found, "known": self.known}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        flags = self.readable.corrupt
+        if state["images"] == len(flags):  # --resume-from may train on another set
+            flags[state["found"]] = True  # in place: workers share it
+            self.known = state["known"]
 
 
 class EpochLog(Callback):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from solo_minent.checkpoint import BACKBONE_FILE, CHECKPOINT_FILE
@@ -19,9 +20,11 @@ from solo_minent.checkpoint_io import read_checkpoint
 from solo_minent.config import ELSEWHERE, differences, from_dict, load_run
 from solo_minent.errors import UserError
 from solo_minent.files import no_link
+from solo_minent.machine import is_first_process
 from solo_minent.schema import RunConfig
 
 LOCK_FILE = ".lock"
+IN_USE = (errno.EACCES, errno.EAGAIN)  # what POSIX has for a lock that is held
 ENTRY = "solo_minent"  # ours in a checkpoint
 
 
@@ -162,6 +165,8 @@ def alone(run_dir: Path) -> Iterator[None]:
     A lock of the process itself (POSIX), which ends with it however it ends: loader processes,
     which may outlive a killed run for seconds, do not inherit it.
 
+    Where the file system has no locks the run goes on without, and says so.
+
     Raises:
         UserError: another process holds it.
     """
@@ -170,7 +175,7 @@ def alone(run_dir: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    if rank_zero_only.rank != 0:
+    if not is_first_process():
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -178,14 +183,21 @@ def alone(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f"run folder is in use: {run_dir}, by {_holder(file.read())}. One process trains a "
-                "run. Wait for it or stop it, or choose another name=…"
-            ) from error
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
+            if error.errno in IN_USE:
+                file.seek(0)
+                raise UserError(
+                    f"run folder is in use: {run_dir}, by {_holder(file.read())}. One process "
+                    "trains a run. Wait for it or stop it, or choose another name=…"
+                ) from error
+            print(
+                f"this file system has no locks: {run_dir}. Start one process a run.",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            file.flush()
         yield
 
 

@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import Callback
 
 from solo_minent.distributed import is_distributed, rank, world_size
 from solo_minent.errors import UserError
+from solo_minent.files import place
+from solo_minent.machine import is_first_of_node
 from solo_minent.schema import RunConfig
 from solo_minent.training.stopping import Stopped
 
@@ -31,11 +33,11 @@ CLOSED = ("gloo", "connection closed", "connection reset", "broken pipe", "socke
 
 
 class Member(NamedTuple):
-    """One process of the run, known by its start as well: numbers of processes come again."""
+    """One process of the run: its number names it in its place only, its host is for people."""
 
+    place: str
     host: str
     pid: int
-    started: float
 
 
 class Together(Callback):
@@ -58,15 +60,22 @@ class Together(Callback):
         self.timeout = config.process_timeout
         self.errors = f"solo_minent/errors/{config.run_dir}"  # their number, in the store
         self.members: list[Member] = []
+        # Those of this place, None for one that has ended; taken once: numbers come again.
+        self.processes: dict[int, psutil.Process | None] = {}
         self.sigterm: Any = None  # what answered to it, while nothing does
         self._done = threading.Event()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not is_distributed() or self.members:
             return
-        self.members = [Member("", 0, 0.0)] * world_size()
-        me = psutil.Process()
-        dist.all_gather_object(self.members, Member(socket.gethostname(), me.pid, me.create_time()))
+        me = Member(place(), socket.gethostname(), os.getpid())
+        members = [me] * world_size()
+        dist.all_gather_object(members, me)
+        self.members = members
+        near = {
+            number: member.pid for number, member in enumerate(members) if member.place == me.place
+        }
+        self.processes = {n: _process(pid) for n, pid in near.items() if n != rank()}
         _without_lightnings_observer()
         threading.Thread(target=self._watch, name="processes-of-the-run", daemon=True).start()
 
@@ -97,23 +106,29 @@ class Together(Callback):
 
     def _end(self, error: BaseException | None) -> None:
         self._done.set()
+        lost = _communication(error)
         if not self.members:
-            if _communication(error):
-                raise UserError(
-                    f"the processes of the run do not come together: {self.timeout:g} minutes "
-                    "(process_timeout) were waited. Each one starts at about the same time and "
-                    "reaches the first. See what the others print, then start them all again."
-                ) from error
-            return
+            if lost is None or isinstance(error, UserError):
+                return
+            if not (self._speaks() if is_distributed() else is_first_of_node()):
+                raise SystemExit(FAILED) from None
+            waited = f"{self.timeout:g} minutes (process_timeout) were waited"
+            raise UserError(
+                "the processes of the run do not come together: "
+                f"{waited if _timed_out(lost) else _first_line(lost)}. Each one starts at about "
+                "the same time and reaches the first. See what the others print, then start them "
+                "all again."
+            ) from error
         if error is None:
             try:
                 dist.barrier()  # the first process may still write; it may fail at that
             except RuntimeError as failed:
-                error = failed
+                error, lost = failed, _communication(failed)
         if not isinstance(error, Exception) or isinstance(error, Stopped):
             return  # what ends all of them; Ctrl-C
-        lost = _communication(error)
-        message = self._lost(timed_out=lost == TIMED_OUT) if lost else None
+        message = self._lost(lost) if lost else None
+        if isinstance(error, UserError) and not self._ended():
+            message = None  # it knows better
         first = self._speaks()
         self._end_the_rest()
         if not first:
@@ -125,20 +140,7 @@ class Together(Callback):
 
     def _others(self) -> dict[int, psutil.Process | None]:
         """The other processes on this machine by rank, None for one that has ended."""
-        here = socket.gethostname()
-        others: dict[int, psutil.Process | None] = {}
-        for number, member in enumerate(self.members):
-            if member.host != here or number == rank():
-                continue
-            others[number] = None
-            try:
-                process = psutil.Process(member.pid)
-                if process.create_time() == member.started:
-                    zombie = process.status() == psutil.STATUS_ZOMBIE
-                    others[number] = None if zombie else process
-            except psutil.Error:
-                pass
-        return others
+        return {n: None if _has_ended(each) else each for n, each in self.processes.items()}
 
     def _ended(self) -> list[int]:
         return [number for number, process in self._others().items() if process is None]
@@ -149,18 +151,24 @@ class Together(Callback):
 
     # What is said, and by whom.
 
-    def _lost(self, timed_out: bool) -> str:
-        """What happened to the others, as far as it can be seen from here."""
+    def _lost(self, error: RuntimeError | None = None) -> str:
+        """What happened to the others, as far as it can be seen from here and from an error."""
+        timed_out = error is not None and _timed_out(error)
         deadline = time.monotonic() + (0 if timed_out else 2)  # a dead process goes in steps
         while not (ended := self._ended()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        if timed_out and not ended:
+        all_here = len(self.processes) + 1 == len(self.members)
+        if ended:
+            what, who = "has ended", self._names(ended)
+        elif timed_out or all_here:
             hanging = self._hanging() or [n for n in range(len(self.members)) if n != rank()]
-            what = "does not answer"
-            who = f"{self._names(hanging)}, in {self.timeout:g} minutes (process_timeout)"
+            what, who = "does not answer", self._names(hanging)
+            if timed_out:
+                who += f", in {self.timeout:g} minutes (process_timeout)"
         else:
-            what = "has ended"
-            who = self._names(ended) if ended else "one on another machine"
+            what, who = "has ended", "one on another machine"
+        if error is not None and not ended and not timed_out:
+            who += f" ({_first_line(error)})"
         return (
             f"a process of the run {what}: {who}. All processes train together, none goes on "
             "alone. The run continues from its last checkpoint with the same command."
@@ -185,7 +193,7 @@ class Together(Callback):
             try:
                 store = dist.distributed_c10d._get_default_store()
                 counted.append(store.add(self.errors, 1))
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError, AttributeError):  # no group; torch's own name
                 pass
 
         with_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -195,8 +203,8 @@ class Together(Callback):
             asking.join(GRACE_S)  # a first process on another machine may hang as well
             if counted:
                 return counted[0] == 1
-        here = [n for n, member in enumerate(self.members) if member.host == socket.gethostname()]
-        return rank() == min(number for number in here if number not in gone)
+        here = {rank(), *self.processes} - gone
+        return rank() == min(here) if self.members else is_first_of_node()
 
     def _end_the_rest(self) -> None:
         """The processes that this one started; a first process that hangs while this one ends."""
@@ -213,7 +221,7 @@ class Together(Callback):
         while not self._done.wait(POLL_S):
             if not self._ended():
                 continue
-            message = self._lost(timed_out=False)
+            message = self._lost()
             if self._done.wait(GRACE_S):
                 return
             if self._speaks():
@@ -236,15 +244,41 @@ class _Deaf(Callback):
             self.together.sigterm = signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _communication(error: BaseException | None) -> tuple[str, ...] | None:
-    """TIMED_OUT or CLOSED where a collective failed because of another process, else None."""
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None
+
+
+def _has_ended(process: psutil.Process | None) -> bool:
+    try:
+        return (
+            process is None
+            or not process.is_running()  # nor is it another one of the same number
+            or process.status() == psutil.STATUS_ZOMBIE
+        )
+    except psutil.Error as error:
+        return isinstance(error, psutil.NoSuchProcess)
+
+
+def _communication(error: BaseException | None) -> RuntimeError | None:
+    """The error of a collective that failed because of another process, or of what lies between."""
     while error is not None:
         if isinstance(error, RuntimeError):
             text = str(error).lower()
             if isinstance(error, dist.DistError) or any(word in text for word in CLOSED):
-                return TIMED_OUT if any(word in text for word in TIMED_OUT) else CLOSED
+                return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _timed_out(error: RuntimeError) -> bool:
+    return any(word in str(error).lower() for word in TIMED_OUT)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def _is_stopped(process: psutil.Process | None) -> bool:

@@ -73,7 +73,8 @@ class Saving(Checkpoint):
         loaded, self._loaded = self._loaded, None
         if loaded is not None and len(loaded) == world_size():
             for name, holder in self.holders.items():
-                holder.load_rank_state(loaded[rank()][name])
+                if name in loaded[rank()]:  # --resume-from may add one: data.on_corrupt=skip
+                    holder.load_rank_state(loaded[rank()][name])
         elif is_distributed():  # each process drops other paths
             torch.manual_seed(derive_seed(self.config.seed, rank(), self._step))
 

@@ -14,6 +14,7 @@ from solo_minent.data import dali, epochs
 from solo_minent.data.dali import DaliLoader
 from solo_minent.data.images import ArrayImages, CorruptImageError
 from solo_minent.data.loaders import pretrain_loader
+from solo_minent.data.workers import calm
 from solo_minent.errors import UserError
 from solo_minent.schema import DaliConfig, DataConfig, OptimizerConfig, RunConfig
 
@@ -418,3 +419,10 @@ def test_dali_is_missing(run, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="DALI is not installed.*pip install nvidia-dali-cuda130"):
         pretrain_loader(run())
+
+
+@pytest.mark.parametrize("cores, workers", [(8, 2), (4, 0)])
+def test_reading_processes_outlive_what_stops_the_run(run, monkeypatch, cores, workers):
+    monkeypatch.setattr(dali, "cores_of_each", lambda processes: cores)
+    reader = pretrain_loader(run(num_workers=8)).reader
+    assert reader.num_workers == workers and reader.worker_init_fn is calm

@@ -9,6 +9,7 @@ process imports everything once and forks the others, which cost seconds otherwi
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -53,15 +54,20 @@ LOADERS = {
     "accumulated": ["data.train_images=90", "data.val_images=40", "accumulate_grad_batches=2"],
     "dali": ["data.dataset=custom", "data.format=dali"],
     "h5": ["data.dataset=custom", "data.format=h5"],
+    "corrupt": ["data.dataset=custom", "data.format=image_folder", "data.on_corrupt=skip"],
 }
+PHOTOGRAPHS = ("dali", "h5", "corrupt")
 VIEWS = (
     "augmentations=[{rrc: {crop_min_scale: 0.3}, horizontal_flip: {prob: 0.5}, "
     "gaussian_blur: {enabled: true, prob: 0.5}, crop_size: 16, num_crops: 2}]"
 )
 
 
-def photographs(folder: Path) -> list[str]:
-    """Overrides of a data set of JPEG files, once as folders and once as h5."""
+def photographs(folder: Path, damaged: bool) -> list[str]:
+    """Overrides of a data set of JPEG files, once as folders and once as h5.
+
+    damaged: take a copy of which every tenth file is cut off.
+    """
     import h5py
 
     root = folder / "photographs"
@@ -77,6 +83,10 @@ def photographs(folder: Path) -> list[str]:
                     group = file.require_group(str(digits.target[i]))
                     group[path.name] = np.frombuffer(path.read_bytes(), dtype=np.uint8)
             (folder / f"{split}.h5").rename(root / f"{split}.h5")
+    if damaged:
+        root = Path(shutil.copytree(root, folder / "damaged", dirs_exist_ok=True))
+        for path in sorted((root / "train").rglob("*.jpg"))[::10]:
+            path.write_bytes(path.read_bytes()[:200])
     return [f"data.root={root}", "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]", VIEWS]
 
 
@@ -112,12 +122,13 @@ class Killer(Callback):
 
 
 def run(folder: Path, case: dict, name: str, killer: Killer | None) -> None:
-    own = photographs(folder) if case["loader"] in ("dali", "h5") else []
+    loader = case["loader"]
+    own = photographs(folder, loader == "corrupt") if loader in PHOTOGRAPHS else []
     config = load_recipe(
         f"digits/{case['method']}",
         [
-            *(*COMMON, *SIZES[case["method"]], *LOADERS[case["loader"]], *own),
-            *(f"output_dir={folder / case['loader']}", f"name={name}"),
+            *(*COMMON, *SIZES[case["method"]], *LOADERS[loader], *own),
+            *(f"output_dir={folder / loader}", f"name={name}"),
         ],
     )
     if killer is not None:
@@ -189,8 +200,10 @@ def compare(whole: Path, killed: Path) -> list[str]:
     a["solo_minent"]["config"]["name"] = b["solo_minent"]["config"]["name"]
     found = unequal(a, b)
     found += unequal(*(load_file(f / BACKBONE_FILE) for f in (whole, killed)), BACKBONE_FILE)
-    if (whole / "log.csv").read_bytes() != (killed / "log.csv").read_bytes():
-        found.append("log.csv")
+    for name in ("log.csv", "corrupt.txt"):
+        texts = [f / name for f in (whole, killed)]
+        if len({path.is_file() and path.read_bytes() for path in texts}) > 1:
+            found.append(name)
     return found
 
 
@@ -199,7 +212,7 @@ def main(folder: Path) -> None:
     findings = []
     for case in json.load(sys.stdin):
         runs = folder / case["loader"] / "digits" / case["method"]
-        if case["loader"] in ("dali", "h5"):
+        if case["loader"] in PHOTOGRAPHS:
             runs = folder / case["loader"] / "custom" / case["method"]
         if not (runs / "whole" / BACKBONE_FILE).is_file():
             assert forked(folder, case, "whole") == 0, (folder / "log.txt").read_text()

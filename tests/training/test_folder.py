@@ -1,5 +1,7 @@
 """A run's folder goes on with its own run only, and one process works in it."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -163,6 +165,29 @@ def test_a_second_process_on_a_run_folder_is_refused(make, holder):
     holder.kill()  # a lock ends with its process, however it ends
     holder.wait()
     pretrain(config)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_one_line_and_no_end(number, tmp_path, monkeypatch, capsys):
+    def lockf(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with alone(tmp_path / "run"):
+        said = capsys.readouterr().err
+    folder = tmp_path / "run"
+    assert said == f"this file system has no locks: {folder}. Start one process a run.\n"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
+def test_both_errors_of_a_lock_that_is_held(number, tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    in_use = pytest.raises(UserError, match="run folder is in use: .*another process")
+    with in_use, alone(tmp_path / "run"):
+        pass
 
 
 def test_loader_processes_do_not_inherit_the_lock(tmp_path):

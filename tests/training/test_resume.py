@@ -45,6 +45,7 @@ CASES = {
         loader: {"method": "minent", "loader": loader, "kills": KILLS["middle of an epoch"]}
         for loader in LOADERS
     },
+    "corrupt": {"method": "minent", "loader": "corrupt", "kills": KILLS["middle of an epoch"]},
     "forgetful": {
         **{"method": "minent", "loader": "image_folder", "forget": "random"},
         "kills": KILLS["middle of an epoch"],
@@ -85,6 +86,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(method, moment, found):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_every_loader_goes_on_within_the_epoch(loader, found):
     assert_exact(found[loader])
+
+
+def test_damaged_images_found_before_a_kill_stay_counted_and_listed(found):
+    assert_exact(found["corrupt"])
 
 
 def test_without_its_random_numbers_a_run_would_end_otherwise(found):

@@ -16,12 +16,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, TensorDataset
 
 import solo_minent.pretrain
 from solo_minent.cli import main
 from solo_minent.cli.stopped import INTERRUPTED, REQUEUE, end
-from solo_minent.data.workers import calm
 from solo_minent.pretrain import pretrain
 from solo_minent.training.stopping import ASKING, Signals, Stopped
 
@@ -526,28 +524,64 @@ def test_a_forked_process_does_not_answer():
     assert signals.received == 0
 
 
-@pytest.mark.parametrize("context", ["fork", "forkserver"])
-def test_a_loader_process_outlives_what_stops_the_run(context):
+# A worker of the fork server imports NumPy, whose BLAS has started threads before `calm` runs.
+LOADER = """
+import os, signal, subprocess, sys, torch
+from multiprocessing import forkserver
+from torch.utils.data import DataLoader, TensorDataset
+from solo_minent.data.workers import calm, calm_forkserver
+
+SENDER = "import os, sys; [os.kill(int(pid), int(sys.argv[1])) for pid in sys.argv[2:]]"
+
+def main(context):
     loader = DataLoader(
         TensorDataset(torch.arange(20)),
-        num_workers=1,
-        multiprocessing_context=context,
+        num_workers=2,
+        multiprocessing_context=calm_forkserver() if context == "forkserver" else context,
+        persistent_workers=True,
         worker_init_fn=calm,
     )
     batches = iter(loader)
-    got = [int(*next(batches))]
-    worker = batches._workers[0]
-    sender = "import os, sys; os.kill(int(sys.argv[1]), int(sys.argv[2]))"
-    for signum in ASKING:
-        subprocess.run(
-            [sys.executable, "-c", sender, str(worker.pid), str(int(signum))], check=True
-        )
-    got += [int(*batch) for batch in batches]
-    assert got == list(range(20))
-    # The process that started it still ends it, as PyTorch does with one that hangs.
-    batches = iter(loader)
-    next(batches)
-    worker = batches._workers[0]
-    worker.terminate()
-    worker.join(20)
-    assert worker.exitcode == 0
+    got = [int(*next(batches)), int(*next(batches))]
+    first, second = batches._workers
+    pids = [first.pid, second.pid]
+    if context == "forkserver":
+        pids.append(forkserver._forkserver._forkserver_pid)
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        command = [sys.executable, "-c", SENDER, int(signum), *pids]
+        subprocess.run([str(word) for word in command], check=True)
+    assert got + [int(*batch) for batch in batches] == list(range(20))
+    # The process that started one still ends it, as PyTorch does with one that hangs.
+    first.terminate()
+    first.join(60)
+    assert first.exitcode == 0 and second.is_alive()
+    # When nobody is left to end it, the other one ends.
+    print(second.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_a_loader_process_outlives_what_stops_the_run(context, tmp_path):
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER)
+    variables = environment()
+    del variables["OMP_NUM_THREADS"]
+    variables["OPENBLAS_NUM_THREADS"] = "4"
+    done = subprocess.run(
+        [sys.executable, str(script), context],
+        env=variables,
+        stdout=(tmp_path / "output.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        timeout=LONG,
+    )
+    output = (tmp_path / "output.txt").read_text()
+    assert done.returncode == -signal.SIGKILL, output
+    worker = Path("/proc") / output.split()[-1]
+    end = time.monotonic() + 30
+    while worker.exists() and "(zombie)" not in (worker / "status").read_text():
+        assert time.monotonic() < end, "a worker is left"
+        time.sleep(0.1)
