@@ -6,7 +6,9 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
 import threading
+from types import TracebackType
 
 _ASKING = {getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)}
 
@@ -23,11 +25,20 @@ def calm(worker: int) -> None:
     """
     for signum in _ASKING - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
+    sys.excepthook = _no_word_of_the_dead
     parent = multiprocessing.parent_process()
     if parent is not None and hasattr(signal, "sigtimedwait"):  # alone tells who sent a signal
         # Blocked in this thread and those to come; the one that waits for it takes it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
+
+
+def _no_word_of_the_dead(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A run that was killed leaves the threads of its workers with a connection that is cut."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_when_told(parent: multiprocessing.process.BaseProcess) -> None:
