@@ -75,14 +75,14 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     write_atomic(path, write, read_back)
 
 
-def read_checkpoint(path: Path, mapped: bool = True, verify: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: Path, mapped: bool = True, checksums: bool = True) -> dict[str, Any]:
     """Lightning's dict in a checkpoint, on the CPU; nothing that is in it is run.
 
     Args:
         path: file.
         mapped: leave the tensors in the file until they are used. It must not be changed then (a
             newer one may be renamed over it).
-        verify: read all bytes and compare their checksums.
+        checksums: read all bytes and compare theirs.
 
     Raises:
         UserError: the file is missing, cut, foreign, has other bytes than were written, or needs
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, mapped: bool = True, verify: bool = True) -> dic
             f"checkpoint is missing: {path}. A file that this run saved was expected. Correct the "
             "path, or start the run again."
         )
-    damage = _damage(path) if verify else None
+    damage = _damage(path) if checksums else None
     if damage:
         raise _damaged(path, damage)
     try:

@@ -89,7 +89,7 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
     together = Together(config)
     with alone(config.run_dir), quiet_lightning(), together:
         # As it is now that no other process works there.
-        resume = resume_point(config, resume_from, verify=False)
+        resume = resume_point(config, resume_from, checksums=False)
         if resume:
             check_fits(resume, module.state_dict())
         callbacks = [together, *callbacks, together.hold_on()]

@@ -46,7 +46,7 @@ class ResumePoint:
 
 
 def resume_point(
-    config: RunConfig, resume_from: Path | None = None, verify: bool = True
+    config: RunConfig, resume_from: Path | None = None, checksums: bool = True
 ) -> ResumePoint | None:
     """Where the run of a folder goes on; None for a fresh start.
 
@@ -57,7 +57,7 @@ def resume_point(
     Args:
         config: of the run.
         resume_from: a run folder or its checkpoint, whose configuration may differ.
-        verify: read all bytes of the checkpoint.
+        checksums: read all bytes of the checkpoint and compare theirs.
 
     Raises:
         UserError: the folder holds another run, a checkpoint is missing or damaged, or has nothing
@@ -67,7 +67,7 @@ def resume_point(
     source = None if resume_from is None else _checkpoint_of(resume_from)
     changed = _differs_from_folder(config)
     if own.is_file():
-        point = _read(own, config, verify)
+        point = _read(own, config, checksums)
         changed = list(point.changed) or changed
         if not changed:
             return point
@@ -80,7 +80,7 @@ def resume_point(
         )
     if source is None:
         return None
-    point = _read(source, config, verify)
+    point = _read(source, config, checksums)
     if point.changed and point.epochs >= config.max_epochs:
         raise UserError(
             f"nothing is left to train: {source} has {point.epochs} epochs, max_epochs="
@@ -108,8 +108,8 @@ def _checkpoint_of(path: Path) -> Path:
     return file
 
 
-def _read(path: Path, config: RunConfig, verify: bool) -> ResumePoint:
-    checkpoint = read_checkpoint(path, verify=verify)
+def _read(path: Path, config: RunConfig, checksums: bool) -> ResumePoint:
+    checkpoint = read_checkpoint(path, checksums=checksums)
     try:
         old = dict(checkpoint[ENTRY]["config"])
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -135,7 +135,7 @@ def check_fits(point: ResumePoint, state: Mapping[str, Tensor]) -> None:
     """
     if not point.changed:
         return
-    there = read_checkpoint(point.path, verify=False)["state_dict"]
+    there = read_checkpoint(point.path, checksums=False)["state_dict"]
     names = sorted(there.keys() | state.keys())
     shapes = [[_shape(tensors.get(name)) for name in names] for tensors in (there, state)]
     differ = [name for name, old, new in zip(names, *shapes, strict=True) if old != new]
