@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from solo_minent.data.images import CorruptImageError, ImageSet
+from solo_minent.distributed import rank, world_size
 from solo_minent.errors import UserError
 
 
@@ -41,9 +42,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes: (0, 1) without a process group."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    return rank(), world_size()
 
 
 class ReadableImages:
