@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import random
 import struct
 import tarfile
 import zipfile
@@ -77,7 +78,7 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</titl
         ("a.ckpt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "pointer of Git"),
         ("a.pth", b"PK\x03\x04 and nothing more", "(it is cut short)"),
         ("a.pth", b"\x80\x02}q\x00.", "backbone weights are damaged"),
-        ("a.pt", os.urandom(300), "backbone weights are damaged"),
+        ("a.pt", random.Random(0).randbytes(300), "backbone weights are damaged"),
         ("a.safetensors", b"\xff" * 64, "no whole safetensors file"),
         ("a.safetensors", struct.pack("<Q", 2) + b"{}"[:1], "no whole safetensors file"),
         ("a.bin", b"x", "ending of a weight file is unknown"),
