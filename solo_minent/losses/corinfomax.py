@@ -25,9 +25,12 @@ without float64 (MPS) cannot run it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
@@ -129,17 +132,13 @@ class CorInfoMaxLoss(nn.Module):
             views = full_precision(z1, z2)
             if self.normalize:
                 views = [F.normalize(z) for z in views]
-            z = torch.stack(gather_packed(*views)).double()
-
-            mu = torch.stack([self.mu1, self.mu2])
-            mu = self.la_mu * mu + (1 - self.la_mu) * z.mean(dim=1)
-            h = z - mu[:, None]
-            covariance = h.mT @ h / h.shape[1]
-            R = self.la_R * torch.stack([self.R1, self.R2]) + (1 - self.la_R) * covariance
-            identity = torch.eye(d, dtype=R.dtype, device=R.device)
+            z1, z2 = gather_packed(*views)
+            logdets, R, mu = _RunningLogdets.apply(
+                z1, z2, self.R1, self.R2, self.mu1, self.mu2, self.la_R, self.la_mu, self.eps
+            )
             terms = {
-                "invariance": (z[0] - z[1]).square().mean(),
-                "logdet": _logdet(R + self.eps * identity).sum() / d,
+                "invariance": (z1 - z2).square().mean(dtype=torch.float64),
+                "logdet": logdets.sum() / d,
             }
         if self.training:
             self._advance(R, mu)
@@ -161,20 +160,72 @@ class CorInfoMaxLoss(nn.Module):
         return super()._apply(keep_dtype, *args, **kwargs)
 
 
-def _logdet(a: Tensor) -> Tensor:
-    """Log-determinants (K,) of positive definite (K, D, D), without a device synchronisation.
+class _RunningLogdets(torch.autograd.Function):
+    """logdet(R_k' + eps I) (2,), and the new state: R' (2, D, D) and mu' (2, D).
 
-    R' + eps I is positive definite up to rounding. Should rounding win (a Cholesky factor does not
+    With A_k = R_k' + eps I, the gradient of h_k is 2 (1 - la_R) / N h_k A_k^-1: the inverse comes
+    from the Cholesky factor at hand, and since it is symmetric one product is enough, where
+    autograd takes two and goes through the factorisation. h is made again, not kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z1: Tensor,
+        z2: Tensor,
+        R1: Tensor,
+        R2: Tensor,
+        mu1: Tensor,
+        mu2: Tensor,
+        la_R: float,
+        la_mu: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.scale, ctx.la_mu = (1 - la_R) / len(z1), la_mu
+        R, mu = torch.stack([R1, R2]).mul_(la_R), torch.stack([mu1, mu2]).mul_(la_mu)
+        for k, z in enumerate((z1, z2)):
+            h = z.to(mu.dtype, copy=True)
+            mu[k].add_(h.mean(dim=0), alpha=1 - la_mu)
+            h.sub_(mu[k])
+            R[k].addmm_(h.T, h, alpha=ctx.scale)
+        logdets, factors = _logdet(R, eps)
+        ctx.save_for_backward(z1, z2, mu, factors)
+        ctx.mark_non_differentiable(R, mu)
+        ctx.set_materialize_grads(False)
+        return logdets, R, mu
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 9
+        z1, z2, mu, factors = ctx.saved_tensors
+        inverses = torch.cholesky_inverse(factors).mul_((2 * ctx.scale * grad)[:, None, None])
+
+        def grad_of(z: Tensor, mu: Tensor, inverse: Tensor) -> Tensor:
+            g = z.to(mu.dtype, copy=True).sub_(mu) @ inverse
+            # The new mean, which h is centred with, is made of the rows.
+            return g.sub_(g.mean(dim=0), alpha=1 - ctx.la_mu).to(z.dtype)
+
+        return *map(grad_of, (z1, z2), mu, inverses), *[None] * 7
+
+
+def _logdet(R: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Log-determinants (K,) and Cholesky factors of R + eps I (K, D, D), without a device sync.
+
+    R + eps I is positive definite up to rounding. Should rounding win (a Cholesky factor does not
     exist), the diagonal is raised by the size of the rounding, D * 2^-52 * trace, which leaves a
     finite value and gradient; good matrices are left bit for bit as they are. To learn which is
-    which without waiting for the device costs a second factorisation. What still has no factor
-    (NaN, inf) gives NaN, not the number LAPACK happens to leave behind.
+    which without waiting for an accelerator costs a second factorisation there. What still has no
+    factor (NaN, inf) gives NaN, not the number LAPACK happens to leave behind.
     """
-    with torch.no_grad():
-        failed = torch.linalg.cholesky_ex(a).info > 0
-        diagonal = a.diagonal(dim1=-2, dim2=-1)
+    a = R.clone()
+    diagonal = a.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(eps)
+    factor, info = torch.linalg.cholesky_ex(a)
+    if info.device.type != "cpu" or info.numpy().any():
         rounding = diagonal.sum(dim=-1) * (a.shape[-1] * torch.finfo(a.dtype).eps)
-        raised = torch.where(failed, rounding, 0.0)[:, None].expand_as(diagonal)
-    factor, info = torch.linalg.cholesky_ex(a + torch.diag_embed(raised))
+        diagonal.add_(torch.where(info > 0, rounding, 0.0)[:, None])
+        factor, info = torch.linalg.cholesky_ex(a)
     logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    return torch.where(info == 0, logdet, torch.nan)
+    return torch.where(info == 0, logdet, torch.nan), factor

@@ -15,16 +15,20 @@ Order 1 is the SimSiam loss. Use an EVEN order: for odd orders >= 3 total collap
 lamda_inv = m * eps / d, with eps = 64 for d = 2048; keep d / eps for other widths.
 
 Deviations: m is the number of gathered rows (the original takes one node's batch size, wrong on
-more nodes); traces come from tr(C^(a+b)) = <C^a, (C^b)^T>, so that order 4 costs one product
-besides C, and C is (m, m) or (d, d), whichever is smaller: tr((p z^T)^k) = tr((z^T p)^k). Same
-value. Everything runs in float32 or wider, under autocast too.
+more nodes); traces come from tr(C^(a+b)) = <C^a, (C^b)^T> and the gradient from the same powers, so
+that order 4 costs one product besides C and one more backward, and C is (m, m) or (d, d), whichever
+is smaller: tr((p z^T)^k) = tr((z^T p)^k). Same value. Everything runs in float32 or wider, under
+autocast too.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
@@ -71,11 +75,12 @@ def mec_loss_terms(
     with autocast_off(z1.device):
         rows = [F.normalize(x) for x in full_precision(z1, z2, p1.detach(), p2.detach())]
         z1, z2, p1, p2 = gather_packed(*rows)
-        traces = [_power_traces(p, z, lamda_inv, order) for p, z in ((p1, z2), (p2, z1))]
+        traces = _PowerTraces.apply(p1, z2, lamda_inv, order)
+        traces = traces + _PowerTraces.apply(p2, z1, lamda_inv, order)
         scale = -lamda_inv / (2 * z1.shape[0])
         return {
-            f"order_{k}": (one + other) * (scale * (-1) ** (k + 1) / k)
-            for k, (one, other) in enumerate(zip(*traces, strict=True), start=1)
+            f"order_{k}": trace * (scale * (-1) ** (k + 1) / k)
+            for k, trace in enumerate(traces.unbind(), start=1)
         }
 
 
@@ -94,16 +99,53 @@ def mec_coding_length(loss: Tensor, m: int, d: int, lamda_inv: float) -> Tensor:
     return loss.detach() * (-(m + d) / (2 * lamda_inv))
 
 
-def _power_traces(p: Tensor, z: Tensor, lamda_inv: float, order: int) -> list[Tensor]:
-    """tr(C^k) for k = 1..order, scalars; p and z are (m, d) with unit rows."""
-    if order == 1:
-        return [(p * z).sum() / lamda_inv]
-    m, d = p.shape
-    c = (p.T @ z if d < m else p @ z.T) / lamda_inv
-    traces, powers = [c.trace()], [c]
-    for k in range(2, order + 1):
-        half, rest = (k + 1) // 2, k // 2
-        if half > len(powers):
-            powers.append(powers[-1] @ c)
-        traces.append((powers[half - 1] * powers[rest - 1].T).sum())
-    return traces
+class _PowerTraces(torch.autograd.Function):
+    """tr(C^k) for k = 1..order, as (order,); C = p z^T / lamda_inv or z^T p / lamda_inv.
+
+    With a_k = k * (gradient of tr(C^k)), the gradient of z is P p / lamda_inv, or p P^T / lamda_inv
+    for the second, where P = sum_k a_k C^(k-1): of the powers up to half the order, which the
+    forward pass has made already, P takes one more product, where autograd takes two for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, z: Tensor, lamda_inv: float, order: int) -> Tensor:
+        ctx.lamda_inv, ctx.order = lamda_inv, order
+        if order == 1:
+            ctx.save_for_backward(p)
+            return ((p * z).sum() / lamda_inv)[None]
+        m, d = p.shape
+        ctx.by_features = d < m
+        pair = (p.T, z) if ctx.by_features else (p, z.T)
+        powers = [torch.addmm(p.new_zeros(()), *pair, beta=0, alpha=1 / lamda_inv)]
+        while len(powers) < (order + 1) // 2:
+            powers.append(powers[-1] @ powers[0])
+        ctx.save_for_backward(p, *powers)
+        traces = [power.trace() for power in powers]
+        for k in range(len(powers) + 1, order + 1):
+            traces.append((powers[-1] * powers[k - len(powers) - 1].T).sum())
+        return torch.stack(traces)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        p, *powers = ctx.saved_tensors
+        with autocast_off(p.device):
+            scales = grad * torch.arange(1, ctx.order + 1, device=p.device) / ctx.lamda_inv
+            if ctx.order == 1:
+                return None, p * scales, None, None
+            low, high = scales.split([len(powers), ctx.order - len(powers)])
+            polynomial = _polynomial(low, powers)
+            if len(high) == 1:
+                polynomial.addcmul_(powers[-1], high)
+            else:
+                polynomial.addmm_(powers[-1], _polynomial(high, powers))
+            return None, p @ polynomial.T if ctx.by_features else polynomial @ p, None, None
+
+
+def _polynomial(scales: Tensor, powers: list[Tensor]) -> Tensor:
+    """scales[0] I + scales[1] C + scales[2] C^2 + …"""
+    total = torch.zeros_like(powers[0])
+    total.diagonal().add_(scales[0])
+    for scale, power in zip(scales[1:], powers, strict=False):
+        total.addcmul_(power, scale)
+    return total

@@ -27,7 +27,7 @@ from solo_minent.losses import (
     twist_loss_terms,
     twist_multicrop_loss_func,
 )
-from solo_minent.losses.mec import _power_traces
+from solo_minent.losses.mec import _PowerTraces
 
 
 def randn(*shape, seed=0):
@@ -37,10 +37,10 @@ def randn(*shape, seed=0):
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 6])
 def test_1_mec_batchwise_is_featurewise(order):
     p, z = randn(9, 5, seed=1), randn(9, 5, seed=2)
-    featurewise = _power_traces(p, z, 3.0, order)
+    featurewise = _PowerTraces.apply(p, z, 3.0, order)
     # Columns of zeros change no product but make m < d: the other branch.
     wide = [F.pad(x, (0, 20)) for x in (p, z)]
-    batchwise = _power_traces(*wide, 3.0, order)
+    batchwise = _PowerTraces.apply(*wide, 3.0, order)
     assert len(batchwise) == len(featurewise) == order
     for a, b in zip(batchwise, featurewise, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

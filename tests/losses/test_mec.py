@@ -93,6 +93,20 @@ def test_any_order_is_the_plain_series(leaf, order, shape):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+def test_each_term_has_its_own_gradient(leaf, shape):
+    generator = torch.Generator().manual_seed(0)
+    x = [torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(4)]
+    weights = (0.3, -2.0, 0.0, 5.0)
+    ours, theirs = [leaf(z) for z in x[:2]], [leaf(z) for z in x[:2]]
+    terms = mec_loss_terms(*ours, *x[2:], 0.7, 4).values()
+    sum(w * term for w, term in zip(weights, terms, strict=True)).backward()
+    upto = [naive(*theirs, *x[2:], 0.7, order) for order in range(5)]
+    sum(w * (upto[k + 1] - upto[k]) for k, w in enumerate(weights)).backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11)
+
+
 def test_only_the_student_gets_a_gradient(waves, leaf):
     z1, z2, p1, p2 = (leaf(x) for x in inputs(waves, 8, 16))
     mec_loss_func(z1, z2, p1, p2, 32.0).backward()
