@@ -27,10 +27,12 @@ wider, under autocast too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather, global_mean, world_size
 from solo_minent.errors import UserError
@@ -120,20 +122,17 @@ def twist_multicrop_loss_terms(
             "Count the large crops, which come first."
         )
     with autocast_off(views[0].device):
-        f = torch.stack(full_precision(*views))
-        p, log_p = _softmax_log(f, eps)
-        # KL(a, b) + KL(b, a) = sum (a - b)(ln a - ln b): one product, no cancellation.
-        divergence = torch.stack(
-            [((p[i] - p[i + 1 :]) * (log_p[i] - log_p[i + 1 :])).sum() for i in range(num_large)]
-        )
+        views = full_precision(*views)
+        divergence, entropies, means = _SoftmaxTerms.apply(num_large, eps, *views)
+        if tau != 1:
+            views = [f / tau for f in views]
+            _, entropies, means = _SoftmaxTerms.apply(num_large, eps, *views)
         # With every view at both ends, large crop i pairs with all n - 1 others, a local with the
         # num_large large ones.
         ends = [n - 1 if i < num_large else num_large for i in range(n)]
         pairs = sum(ends) // 2
-        consistency = divergence.sum() / (2 * pairs * rows)
-        s, log_s = (p, log_p) if tau == 1 else _softmax_log(f / tau, eps)
-        weights = f.new_tensor(ends) / (2 * pairs)
-        return _reduce(consistency, s, log_s, weights, eps)
+        weights = means.new_tensor(ends) / (2 * pairs)
+        return _reduce(divergence / (2 * pairs * rows), entropies / rows, means, weights, eps)
 
 
 def twist_teacher_loss_func(
@@ -198,8 +197,9 @@ def twist_teacher_loss_terms(
                 if v != t
             ]
         )
-        consistency = divergence.mean() / rows
-        return _reduce(consistency, s, log_s, s.new_full((n,), 1 / n), eps)
+        entropies = -(s * log_s).sum(dim=(1, 2)) / rows
+        weights = s.new_full((n,), 1 / n)
+        return _reduce(divergence.mean() / rows, entropies, s.mean(dim=1), weights, eps)
 
 
 def twist_self_label_loss_func(
@@ -286,20 +286,70 @@ def _softmax_log(f: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return p, (p + eps).log()
 
 
+class _SoftmaxTerms(torch.autograd.Function):
+    """What the loss needs of p = softmax(f), with l = ln(p + eps), for V views f (B, C).
+
+    Returns the sum over pairs (i, j), i large, i < j, of KL(p_i, p_j) + KL(p_j, p_i), which is
+    (p_i - p_j)(l_i - l_j): one product, no cancellation; the entropy of each view, summed over its
+    rows, (V,); the mean of p over the rows, (V, C).
+
+    p and l are all that is kept. Their gradients, of which autograd makes a tensor each, are
+    gathered view by view in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, num_large: int, eps: float, *views: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p = [f.softmax(dim=-1) for f in views]
+        log_p = [(own + eps).log_() for own in p]
+        ctx.save_for_backward(*p, *log_p)
+        ctx.num_large, ctx.eps = num_large, eps
+        divergence = sum(
+            (p[i] - p[j]).mul_(log_p[i] - log_p[j]).sum()
+            for i in range(num_large)
+            for j in range(i + 1, len(p))
+        )
+        entropies = -torch.stack([(own * log).sum() for own, log in zip(p, log_p, strict=True)])
+        return divergence, entropies, torch.stack([own.mean(dim=0) for own in p])
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_divergence: Tensor, of_entropies: Tensor, of_means: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        views = len(ctx.saved_tensors) // 2
+        p, log_p = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
+        # A local's partners are the large crops, a large crop's all views but itself: with itself
+        # in the sum as well, its own terms count once more.
+        partners = {n: (sum(p[:n]), sum(log_p[:n])) for n in (views, ctx.num_large)}
+        grads = []
+        for v, (own, log) in enumerate(zip(p, log_p, strict=True)):
+            count = views if v < ctx.num_large else ctx.num_large
+            others, log_others = partners[count]
+            scale = of_divergence * count - of_entropies[v]
+            # of the pairs: sum_j (l_v - l_j) + (p_v - p_j) / (p_v + eps)
+            grad = (own * scale).addcmul_(others, -of_divergence).div_(own + ctx.eps)
+            grad.addcmul_(log, scale).addcmul_(log_others, -of_divergence)
+            grad.add_(of_means[v] / len(own))
+            grad.sub_((grad * own).sum(dim=-1, keepdim=True))  # through the softmax
+            grads.append(grad.mul_(own))
+        return None, None, *grads
+
+
 def _reduce(
-    consistency: Tensor, s: Tensor, log_s: Tensor, weights: Tensor, eps: float
+    consistency: Tensor, entropies: Tensor, means: Tensor, weights: Tensor, eps: float
 ) -> dict[str, Tensor]:
     """Terms of the global batch in one collective.
 
     Args:
         consistency (Tensor): local mean.
-        s (Tensor): (views, B, C) probabilities; `log_s` their logarithms.
+        entropies (Tensor): (views,) local means over the rows.
+        means (Tensor): (views, C) local means of the probabilities.
         weights (Tensor): (views,) weights of the views in sharpness and diversity, of sum one.
     """
-    views, rows, classes = s.shape
-    sharpness = -(weights @ (s * log_s).sum(dim=(1, 2))) / rows
-    packed = torch.cat([torch.stack([consistency, sharpness]), s.mean(dim=1).flatten()])
+    packed = torch.cat([torch.stack([consistency, weights @ entropies]), means.flatten()])
     packed = global_mean(packed)
-    m = packed[2:].view(views, classes)
+    m = packed[2:].view_as(means)
     diversity = -(weights @ (m * (m + eps).log()).sum(dim=1))
     return {"consistency": packed[0], "sharpness": packed[1], "diversity": diversity}
