@@ -19,13 +19,19 @@ without underflow. Targets are computed in float32 at least: ties multiply in ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_minent.distributed import global_max, global_mean, global_sum, world_size
+from solo_minent.distributed import (
+    global_max,
+    global_mean,
+    global_sum,
+    is_distributed,
+    world_size,
+)
 from solo_minent.errors import UserError
 from solo_minent.losses._inputs import autocast_off, check_batch, check_list, full_precision
 
@@ -70,15 +76,11 @@ def minent_loss_terms(
     """
     heads1, heads2 = _check_heads("minent_loss_func", norm, g1=g1, g2=g2)
     with autocast_off(heads1[0].device):
-        logits = full_precision(*heads1, *heads2)
-        targets = _targets(logits, norm) if targets is None else [*targets[0], *targets[1]]
-        n = len(heads1)
-        # Both directions have B rows, so the mean over 2 B rows is the half sum of the two.
+        logits1, logits2 = full_precision(*heads1), full_precision(*heads2)
+        targets1, targets2 = targets or (_targets(logits1, norm), _targets(logits2, norm))
         losses = [
-            F.cross_entropy(
-                torch.cat([logits[k], logits[n + k]]), torch.cat([targets[n + k], targets[k]])
-            )
-            for k in range(n)
+            (F.cross_entropy(g1, t2) + F.cross_entropy(g2, t1)) / 2
+            for g1, t1, g2, t2 in zip(logits1, targets1, logits2, targets2, strict=True)
         ]
         losses = global_mean(torch.stack(losses))
     return {f"head_{k}": loss for k, loss in enumerate(losses.unbind())}
@@ -168,23 +170,35 @@ def _check_heads(name: str, norm: str, **views: Heads) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def _targets(logits: list[Tensor], norm: str) -> list[Tensor]:
-    """Targets of many (B, d_k): heads and views side by side need the fewest collectives."""
-    normalised = _normalise(torch.cat(logits, dim=1), norm)
-    return [h.argmax(dim=1) for h in normalised.split([g.shape[1] for g in logits], dim=1)]
+def _targets(heads: list[Tensor], norm: str) -> list[Tensor]:
+    """Targets (B,) of every head (B, d_k)."""
+    return [x.argmax(dim=1) for x in _normalise(heads, norm)]
 
 
-def _normalise(x: Tensor, norm: str) -> Tensor:
+def _normalise(heads: list[Tensor], norm: str) -> list[Tensor]:
     """`norm` of every column over the rows of all ranks (for softmax, its logarithm)."""
+    if norm == "bn" and not is_distributed():
+        return [F.batch_norm(x, None, None, training=True, eps=_BN_EPS) for x in heads]
     if norm == "bn":
-        rows = x.shape[0] * world_size()
-        centred = x - global_sum(x.sum(dim=0)) / rows
+        rows = heads[0].shape[0] * world_size()
+        means = _packed(global_sum, [x.sum(dim=0) / rows for x in heads])
+        centred = [x - mean for x, mean in zip(heads, means, strict=True)]
         # Second pass: the one-pass E[x^2] - E[x]^2 cancels.
-        variance = global_sum(centred.square().sum(dim=0)) / rows
-        return centred * (variance + _BN_EPS).rsqrt()
+        variances = _packed(global_sum, [x.square().sum(dim=0) / rows for x in centred])
+        scales = [(variance + _BN_EPS).rsqrt() for variance in variances]
+        return [x.mul_(scale) for x, scale in zip(centred, scales, strict=True)]
     if norm == "softmax":
-        shifted = x - global_max(x.amax(dim=0))
-        return shifted - global_sum(shifted.exp().sum(dim=0)).log()
+        tops = _packed(global_max, [x.amax(dim=0) for x in heads])
+        shifted = [x - top for x, top in zip(heads, tops, strict=True)]
+        sums = _packed(global_sum, [x.exp().sum(dim=0) for x in shifted])
+        return [x.sub_(total.log()) for x, total in zip(shifted, sums, strict=True)]
     if norm == "l2":
-        return x / global_sum(x.square().sum(dim=0)).sqrt().clamp_min(_L2_EPS)
-    return x
+        squares = _packed(global_sum, [x.square().sum(dim=0) for x in heads])
+        lengths = [square.sqrt().clamp_min(_L2_EPS) for square in squares]
+        return [x / length for x, length in zip(heads, lengths, strict=True)]
+    return heads
+
+
+def _packed(collective: Callable[[Tensor], Tensor], xs: list[Tensor]) -> Sequence[Tensor]:
+    """One collective for all heads."""
+    return collective(torch.cat(xs)).split([len(x) for x in xs])
