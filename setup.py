@@ -42,13 +42,14 @@ setup(
     # memory (CVE-2025-32434, CVE-2026-24747); before Pillow 13, which Python 3.10 has not got, a
     # JPEG may overflow its decoder's buffer (CVE-2026-112403); lightning 2.6.2 and 2.6.3 steal
     # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width,
-    # scipy 1.12 has sparse.diags_array.
+    # torchmetrics 1.2 names the backend of detection metrics, scipy 1.12 has sparse.diags_array, rich
+    # 14.3 leaves a log without bars empty, safetensors 0.6.2 says of a full disk what it is.
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
         "lightning>=2.6.1,!=2.6.2,!=2.6.3",
-        "torchmetrics>=1.0",
+        "torchmetrics>=1.2",
         "timm>=1.0.9",
         "hydra-core>=1.3.7",
         "numpy>=1.24",
@@ -61,8 +62,8 @@ setup(
         "matplotlib>=3.7",
         "jinja2>=3.1.6",
         "psutil>=5.9",
-        "rich>=13",
-        "safetensors>=0.4",
+        "rich>=14.3",
+        "safetensors>=0.6.2",
         "einops>=0.6",
     ],
     extras_require=EXTRAS,

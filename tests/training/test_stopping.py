@@ -87,7 +87,9 @@ class Process:
         while self._group_lives():
             assert time.monotonic() < end, "a process is left"
             time.sleep(0.05)
-        return self.popen.returncode, output
+        # torch 2.10 says on the screen whom a process is connected to.
+        lines = [line for line in output.splitlines(True) if not line.startswith("[Gloo] ")]
+        return self.popen.returncode, "".join(lines)
 
     def _group_lives(self):
         try:
