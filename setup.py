@@ -42,8 +42,8 @@ setup(
     # memory (CVE-2025-32434, CVE-2026-24747); before Pillow 13, which Python 3.10 has not got, a
     # JPEG may overflow its decoder's buffer (CVE-2026-112403); lightning 2.6.2 and 2.6.3 steal
     # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width,
-    # torchmetrics 1.2 names the backend of detection metrics, scipy 1.12 has sparse.diags_array, rich
-    # 14.3 leaves a log without bars empty, safetensors 0.6.2 says of a full disk what it is.
+    # torchmetrics 1.2 names the backend of detection metrics, scipy 1.12 has sparse.diags_array,
+    # rich 14.3 leaves a log without bars empty, safetensors 0.6.2 calls a full disk an OSError.
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.10",
