@@ -3,10 +3,11 @@
 Gradient convention, the same for every loss of this package. On W ranks each rank returns the loss
 of the GLOBAL batch, and the gradient it leaves on its own rows is W times their slice of the
 full-batch gradient. `DistributedDataParallel` averages over ranks, which divides by W: the training
-step is then exactly that of one process that sees the concatenated batch. Two functions carry it:
+step is then exactly that of one process that sees the concatenated batch. These carry it:
 
     gather        y = [x_0; ...; x_{W-1}]   backward: all-reduce(SUM) of the gradients, own slice
     global_mean   y = mean_r x_r            backward: identity
+    group_mean    y = mean_r x_r            backward: mean of the gradients
 
 All ranks must pass the same shapes (`drop_last=True` in the loader): a collective cannot see a
 mismatch before it hangs or fails, so nothing here tries to.
@@ -95,6 +96,22 @@ def global_mean(x: Tensor) -> Tensor:
     return _GlobalMean.apply(x) if is_distributed() else x
 
 
+def group_mean(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Mean over the ranks of a group, for statistics that go on into each rank's own rows.
+
+    Unlike `global_mean`'s, the gradient is the exact one of the sum of the ranks' losses: the mean
+    of what the ranks of the group give.
+
+    Args:
+        x (Tensor): any shape, the same on every rank of the group.
+        group (ProcessGroup | None): None for this process alone.
+
+    Returns:
+        Tensor: like `x`; `x` itself without a group.
+    """
+    return x if group is None else _GroupMean.apply(x, group)
+
+
 @torch.no_grad()
 def global_sum(x: Tensor) -> Tensor:
     """Sum over ranks, without gradient. `x` is left as it is."""
@@ -151,9 +168,9 @@ class Agreement:
         return agreed
 
 
-def _all_reduce(x: Tensor, op: dist.ReduceOp) -> Tensor:
+def _all_reduce(x: Tensor, op: dist.ReduceOp, group: dist.ProcessGroup | None = None) -> Tensor:
     total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, op=op)
+    dist.all_reduce(total, op=op, group=group)
     return total
 
 
@@ -200,3 +217,16 @@ class _GlobalMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad
+
+
+class _GroupMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _all_reduce(x, dist.ReduceOp.SUM, group).div_(dist.get_world_size(group))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        total = _all_reduce(grad, dist.ReduceOp.SUM, ctx.group)
+        return total.div_(dist.get_world_size(ctx.group)), None

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, distributed, nn
 
 from solo_minent.allowed import MAX_DIM, Range, check_one_of, check_ranges, check_rising
-from solo_minent.distributed import world_size
+from solo_minent.distributed import group_mean, world_size
 from solo_minent.errors import UserError
 from solo_minent.losses import (
     twist_multicrop_loss_terms,
@@ -129,9 +128,9 @@ class BunchNorm(nn.Module):
         bunches = max(batch // self.bunch_size, 1)
         x = x.unflatten(1, (bunches, -1))
         group = self._group(ranks)
-        mean = _group_mean(x.mean((0, 2), keepdim=True), group, ranks)
+        mean = group_mean(x.mean((0, 2), keepdim=True), group)
         centred = x - mean
-        var = _group_mean(centred.square().mean((0, 2), keepdim=True), group, ranks)
+        var = group_mean(centred.square().mean((0, 2), keepdim=True), group)
         rows = x.shape[0] * x.shape[2] * ranks
         self._track(mean.mean(1).flatten(), var.mean(1).flatten() * rows / max(rows - 1, 1))
         return list((centred * torch.rsqrt(var + self.eps)).flatten(1, 2))
@@ -150,10 +149,6 @@ class BunchNorm(nn.Module):
     def _track(self, mean: Tensor, var: Tensor) -> None:
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(var.to(self.running_var), self.momentum)
-
-
-def _group_mean(x: Tensor, group: distributed.ProcessGroup | None, ranks: int) -> Tensor:
-    return x if group is None else dist_nn.all_reduce(x, group=group) / ranks
 
 
 def ranks_per_bunch(bunch_size: int, batch: int, world: int) -> int:
