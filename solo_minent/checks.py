@@ -299,6 +299,8 @@ def _check_optimizer_kwargs(name: str, kwargs: dict[str, Any]) -> None:
         return
     import torch
 
+    from solo_minent.host.optimizers import with_fused
+
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(name, torch.optim.SGD)
     own = [key for key in inspect.signature(kind).parameters if key not in ("params", *OWN_KEYS)]
     lars: list[str] = []
@@ -331,7 +333,7 @@ def _check_optimizer_kwargs(name: str, kwargs: dict[str, Any]) -> None:
     try:
         given = {key: value for key, value in kwargs.items() if key in own}
         weight = torch.zeros(1, requires_grad=True)
-        optimizer = kind([weight], lr=1.0, weight_decay=0.1, **given)
+        optimizer = kind([weight], lr=1.0, weight_decay=0.1, **with_fused(name, given))
         for _ in range(2):  # what a constructor takes, a step may not
             weight.grad = torch.ones(1)
             optimizer.step()

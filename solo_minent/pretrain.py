@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from solo_minent.monitors import monitors
 from solo_minent.schedules import lr_factor
 from solo_minent.schema import RunConfig
 from solo_minent.training.callbacks import CorruptImages, EpochLog, OnlineKNN, WeightDecay
+from solo_minent.training.compiled import compile_networks
 from solo_minent.training.folder import ResumePoint, alone, check_fits, resume_point
 from solo_minent.training.guard import NonFiniteGuard
 from solo_minent.training.processes import Together
@@ -51,12 +53,20 @@ from solo_minent.training.stopping import Signals
 from solo_minent.training.trainer import make_trainer
 
 
-def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
+def pretrain(
+    config: RunConfig,
+    resume_from: Path | None = None,
+    *,
+    images: ImageSet | None = None,
+    observers: Sequence[Callback] = (),
+) -> Path:
     """Trains a method, or continues the same run where its folder left off.
 
     Args:
         config: a checked configuration.
         resume_from: a run folder or checkpoint to go on from, though its configuration differs.
+        images: to train on in place of the data set's.
+        observers: further callbacks, behind the run's own.
 
     Returns:
         The run folder: config.yaml, log.csv, checkpoints/last.ckpt, backbone.safetensors,
@@ -77,11 +87,13 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
     accelerator = _accelerator(config)
     _check_processes(config)
     host.register(available()[config.method])
-    images = pretrain_images(config)
+    images = pretrain_images(config) if images is None else images
     loaders = _eval_loaders(config) if images.classes else None
     data = _fit_data(config, images, loaders)
     absolute = scaled_lrs(config)
     module = _module(absolute, images)
+    if config.compile:
+        compile_networks(module, "cpu" if accelerator == "cpu" else "cuda")
     if accelerator == "cpu":
         _share_cores(config, 0 if config.data.format == "device" else num_workers(config))
     interactive = sys.stderr.isatty()
@@ -92,7 +104,7 @@ def pretrain(config: RunConfig, resume_from: Path | None = None) -> Path:
         resume = resume_point(config, resume_from, checksums=False)
         if resume:
             check_fits(resume, module.state_dict())
-        callbacks = [together, *callbacks, together.hold_on()]
+        callbacks = [together, *callbacks, *observers, together.hold_on()]
         trainer = make_trainer(config, accelerator, callbacks, CheckpointFiles(), interactive)
         if trainer.is_global_zero:
             if resume and resume.changed:  # it belongs to the configuration that goes
@@ -126,7 +138,12 @@ def _module(absolute: RunConfig, images: ImageSet) -> pl.LightningModule:
     )
     module.partly_labelled = bool((images.targets < 0).any())
     module.meter = Meter()
-    return module.to(memory_format=torch.channels_last) if absolute.channels_last else module
+    # Fused, an optimiser undoes the loss's scale itself: too late for what looks before it.
+    scaled = absolute.precision == "16-mixed"
+    module.fused = not (scaled and (absolute.gradient_clip_val or absolute.guard.skip))
+    if absolute.channels_last:
+        module.to(memory_format=torch.channels_last)
+    return module
 
 
 def _view_sizes(config: RunConfig) -> set[int]:

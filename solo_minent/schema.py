@@ -279,7 +279,8 @@ class RunConfig:
 
     From epoch `late_epoch` on, counted from 0, views are made by `late_augmentations` (TWIST's
     second stage crops harder). `monitor_every`: batches between two looks of the monitors, the last
-    batch of an epoch always being one; 0 for none. `process_timeout`: minutes that a process waits
+    batch of an epoch always being one; 0 for none. `compile`: backbone and heads by torch.compile,
+    in the first step (it takes a while). `process_timeout`: minutes that a process waits
     for the others before the run ends.
     """
 
@@ -304,6 +305,7 @@ class RunConfig:
     num_nodes: int = 1
     precision: str = "auto"
     channels_last: bool = True
+    compile: bool = False
     seed: int = 0
     output_dir: str = "runs"
     folder: str | None = None

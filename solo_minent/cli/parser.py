@@ -7,6 +7,7 @@ from typing import NoReturn, TextIO
 
 from solo_minent import __version__
 from solo_minent.cli import evaluate, run
+from solo_minent.cli.bench import add_bench
 from solo_minent.cli.words import quiet_pipe
 from solo_minent.errors import UserError
 
@@ -80,18 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--h5", action="store_true", help="write train.h5 and val.h5 as well")
     add.add_argument("--lists", action="store_true", help="imagenet: SimCLR's 1 %% and 10 %% lists")
     add.set_defaults(command=run.prepare, stopped="stopped; the same command goes on from here")
-    add = commands.add_parser("bench", parents=[named], help="how fast the loaders are")
-    add.add_argument("what", choices=["loader"], help="loader: every format in turn")
-    add.add_argument("--dataset", metavar="NAME", help="measure with the recipe NAME/minent")
-    add.add_argument(
-        "--format",
-        metavar="LIST",
-        help="formats, with commas between; default: image_folder and dali, or device for pixels",
-    )
-    add.add_argument("--seconds", type=float, default=3.0, help="of one round (default 3)")
-    add.add_argument("--rounds", type=int, default=3, help="of each format (default 3)")
-    add.add_argument("--csv", metavar="FILE", help="write the figures there as well")
-    add.set_defaults(command=run.bench)
+    add_bench(commands, common, named)
     add = commands.add_parser("recipes", parents=[common], help="list the recipes")
     add.set_defaults(command=run.recipes)
     add = commands.add_parser("doctor", parents=[common], help="what is installed, what is missing")

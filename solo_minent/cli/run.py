@@ -8,7 +8,6 @@ from pathlib import Path
 from solo_minent.cli import stopped
 from solo_minent.cli.configs import one_config
 from solo_minent.cli.words import quiet_pipe, say
-from solo_minent.errors import UserError
 
 
 def pretrain(options: argparse.Namespace) -> int:
@@ -38,23 +37,6 @@ def prepare(options: argparse.Namespace) -> int:
     )
     with quiet_pipe():
         print_prepared(done)
-    return 0
-
-
-def bench(options: argparse.Namespace) -> int:
-    if options.dataset and options.recipe:
-        raise UserError(
-            f"data set is named twice: --dataset {options.dataset} and --recipe {options.recipe}. "
-            "A recipe names its data set. Leave one of them out."
-        )
-    if options.dataset:
-        options.recipe = f"{options.dataset}/minent"
-    config = one_config(options)
-    from solo_minent.bench import bench_loaders, print_loaders
-
-    formats = options.format.split(",") if options.format else ()
-    found = bench_loaders(config, formats, options.seconds, options.rounds)
-    print_loaders(config, found, options.csv and Path(options.csv))
     return 0
 
 

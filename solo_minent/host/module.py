@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from solo_minent.errors import UserError
+from solo_minent.host.optimizers import give_buffers, place_steps, with_fused
 from solo_minent.meter import Meter
 from solo_minent.methods.base import Progress, SSLMethod
 
@@ -30,12 +32,14 @@ class MethodModule:
         meter: takes what is logged, in place of Lightning, if set.
         terms: what the last training step logged, by name: scalars, without gradient.
         update_refused: the step under way shall not change the weights, nor the teacher's.
+        fused: torch's optimisers compute by their fused kernels, unless their keywords say else.
     """
 
     method_class: ClassVar[type[SSLMethod]]
     partly_labelled: bool = False
     meter: Meter | None = None
     update_refused: bool = False
+    fused: bool = False
     lr_factor: Callable[[int], float] | None = None
 
     def _finish(
@@ -170,7 +174,7 @@ class MethodModule:
         """solo-learn's optimiser, with solo-learn's scheduler or with `lr_factor` every step."""
         if self.lr_factor is None:
             return super().configure_optimizers()
-        optimizer = super().configure_optimizers()
+        optimizer = self._optimizer()
         self._settings = [
             {key: value for key, value in group.items() if key != "params"}
             for group in optimizer.param_groups
@@ -183,6 +187,16 @@ class MethodModule:
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _optimizer(self) -> Optimizer:
+        """solo-learn's, without a scheduler."""
+        if self.fused:
+            given = self.extra_optimizer_args
+            self.extra_optimizer_args = with_fused(self.optimizer, given)
+        optimizer = super().configure_optimizers()
+        if isinstance(optimizer, SGD):
+            optimizer.register_step_pre_hook(give_buffers)
+        return optimizer
+
     def _use_own_settings(self) -> None:
         """Rates and decays of this run, where a checkpoint of another one brought its own."""
         scheduler = self.lr_schedulers()
@@ -190,6 +204,7 @@ class MethodModule:
         factor = self.lr_factor(scheduler.last_epoch)
         for group, own in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
             group |= {**own, "initial_lr": own["lr"], "lr": own["lr"] * factor}
+        place_steps(scheduler.optimizer)
 
 
 def adapted_class(

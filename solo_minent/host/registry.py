@@ -40,7 +40,8 @@ def importing(*names: str) -> Iterator[None]:
         for name in names:
             if name not in LEFT_OUT:
                 stack.enter_context(DURING_IMPORT[name]())
-                APPLIED.append(name)
+                if name not in APPLIED:  # what is imported later needs some of them again
+                    APPLIED.append(name)
         yield
 
 

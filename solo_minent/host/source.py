@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
 from solo_minent.errors import UserError
-from solo_minent.host import imports, registry, shared
+from solo_minent.host import imports, later, registry, shared
 from solo_minent.host.module import (
     MethodModule,
     adapted_class,
@@ -31,6 +31,7 @@ from solo_minent.host.module import (
     put_into,
     rng_untouched,
 )
+from solo_minent.host.optimizers import Lars
 from solo_minent.host.probe import probe_class
 from solo_minent.host.registry import adaptation
 from solo_minent.host.schedulers import PlainState
@@ -40,7 +41,11 @@ from solo_minent.methods.base import SSLMethod
 if TYPE_CHECKING:
     from solo_minent.schema import RunConfig
 
-with imports.quietly(), registry.importing("timm_registry"):
+_LATER = later.TIMM | {
+    "solo.utils.auto_umap": later.UMAP,
+    "solo.data.dali_dataloader": later.DALI,
+}
+with imports.quietly(), later.put_off(_LATER), registry.importing("timm_registry"):
     import solo.args.linear
     import solo.args.pretrain
     import solo.methods
@@ -88,8 +93,6 @@ def dali_on_cpu() -> None:
     Without a GPU they raised "You are trying to create a GPU DALI pipeline while CUDA is not
     available" (DALI 1.x). May go when solo-learn passes `device_id=None` for its device "cpu".
     """
-    if dali_dataloader is None:
-        return
 
     class OnCPU:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,10 +100,14 @@ def dali_on_cpu() -> None:
             if self.device == "cpu":
                 self.device_id = None
 
-    for name in ("Normal", "CustomNormal", "Pretrain"):
-        builder = getattr(dali_dataloader, f"{name}PipelineBuilder")
-        on_cpu = shared.subclass(builder, [OnCPU], dali_dataloader.__name__)
-        setattr(dali_dataloader, f"{name}PipelineBuilder", on_cpu)
+    def adapt() -> None:
+        for name in ("Normal", "CustomNormal", "Pretrain"):
+            builder = getattr(dali_dataloader, f"{name}PipelineBuilder")
+            on_cpu = shared.subclass(builder, [OnCPU], dali_dataloader.__name__)
+            setattr(dali_dataloader, f"{name}PipelineBuilder", on_cpu)
+
+    if dali_dataloader is not None:
+        later.when_loaded(dali_dataloader, adapt)
 
 
 @adaptation
@@ -155,6 +162,11 @@ registry.apply_all()
 
 class SourceMethod(MethodModule):
     """A method on solo-learn 1.0.6: one `cfg`, whose `method_kwargs` are the method's `Params`."""
+
+    _OPTIMIZERS: ClassVar[dict[str, type[Optimizer]]] = {
+        **METHODS["base"]._OPTIMIZERS,
+        "lars": Lars,
+    }
 
     def __init__(
         self,
@@ -227,8 +239,17 @@ def build_method(
     check_optimizer(config.optimizer.name)
     if lr_factor is None:
         check_scheduler(config.scheduler.name, SCHEDULERS)
+    cfg = solo_cfg(config, num_classes, online_knn)
+    if lr_factor is None:
+        cfg["scheduler"] |= {"name": config.scheduler.name, "interval": config.scheduler.interval}
+    method = find_method(METHODS, config.method)
+    return method(OmegaConf.create(cfg), backbone=backbone, lr_factor=lr_factor)
+
+
+def solo_cfg(config: RunConfig, num_classes: int, online_knn: int | None = None) -> dict[str, Any]:
+    """What every method of solo-learn takes, without a scheduler."""
     num_large, num_small = shared.crop_counts(shared.augmentations(config))
-    cfg = {
+    return {
         "name": config.name,
         "method": config.method,
         "method_kwargs": config.method_kwargs,
@@ -249,8 +270,8 @@ def build_method(
             "weight_decay": config.optimizer.weight_decay,
         },
         "scheduler": {
-            "name": config.scheduler.name if lr_factor is None else "none",
-            "interval": config.scheduler.interval if lr_factor is None else "epoch",
+            "name": "none",
+            "interval": "epoch",
             "min_lr": config.scheduler.min_lr,
             "warmup_start_lr": config.scheduler.warmup_start_lr,
             "warmup_epochs": config.scheduler.warmup_epochs,
@@ -261,8 +282,17 @@ def build_method(
         "accumulate_grad_batches": 1,  # solo-learn would multiply the learning rate by it
         "performance": {"disable_channel_last": True},  # the caller's choice, not the host's
     }
-    method = find_method(METHODS, config.method)
-    return method(OmegaConf.create(cfg), backbone=backbone, lr_factor=lr_factor)
+
+
+def build_peer(
+    name: str, config: RunConfig, backbone: nn.Module, num_classes: int, **own: Any
+) -> LightningModule:
+    """A method of solo-learn's, by `solo_minent.host.peers.build_peer`."""
+    cfg = solo_cfg(config, num_classes) | {"method": name, "method_kwargs": own}
+    with rng_untouched():
+        module = METHODS[name](OmegaConf.create(cfg))
+    module.backbone = backbone
+    return module
 
 
 def _optimizer(name: str, given: Any, exclude_bias_n_norm: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from solo_minent.host.module import (
     rng_untouched,
     without_weight_decay,
 )
+from solo_minent.host.optimizers import Lars
 from solo_minent.host.probe import probe_class
 from solo_minent.host.shared import LINEAR_SCHEDULERS, LinearConfig
 from solo_minent.host.wheel_compat import METHODS, auto_umap, checkpointer, dali
@@ -89,6 +90,19 @@ class WheelMethod(MethodModule):
 
     def _set_backbone(self, backbone: nn.Module) -> None:
         self.encoder = backbone
+
+    def _optimizer(self) -> Optimizer:
+        if not self.lars:
+            return super()._optimizer()
+        return Lars(
+            self.learnable_params,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eta=self.eta_lars,
+            clip_lr=self.grad_clip_lars,
+            exclude_bias_n_norm=self.exclude_bias_n_norm,
+            **self.extra_optimizer_args,
+        )
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -164,34 +178,55 @@ def build_method(
     check_optimizer(config.optimizer.name)
     if lr_factor is None:
         check_scheduler(config.scheduler.name, SCHEDULERS)
+    return find_method(METHODS, config.method)(
+        backbone=backbone,
+        lr_factor=lr_factor,
+        scheduler=config.scheduler.name if lr_factor is None else "none",
+        **solo_keywords(config, num_classes, online_knn),
+        **config.method_kwargs,
+    )
+
+
+def solo_keywords(
+    config: RunConfig, num_classes: int, online_knn: int | None = None
+) -> dict[str, Any]:
+    """What every method of solo-learn takes, but for its scheduler and the method's own."""
     optimizer = _optimizer_keywords(
         config.optimizer.name, config.optimizer.kwargs, config.optimizer.exclude_bias_n_norm
     )
     num_large, num_small = shared.crop_counts(shared.augmentations(config))
-    return find_method(METHODS, config.method)(
-        backbone=backbone,
-        lr_factor=lr_factor,
-        encoder="resnet18",
-        num_classes=num_classes,
-        backbone_args={},
-        max_epochs=config.max_epochs,
-        batch_size=config.optimizer.batch_size,
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        classifier_lr=config.optimizer.classifier_lr,
-        accumulate_grad_batches=1,  # solo-learn would multiply the learning rate by it
-        scheduler=config.scheduler.name if lr_factor is None else "none",
-        min_lr=config.scheduler.min_lr,
-        warmup_start_lr=config.scheduler.warmup_start_lr,
-        warmup_epochs=config.scheduler.warmup_epochs,
-        lr_decay_steps=list(config.scheduler.lr_decay_epochs),
-        num_large_crops=num_large,
-        num_small_crops=num_small,
-        knn_eval=online_knn is not None,
-        knn_k=online_knn or 20,
+    return {
+        "encoder": "resnet18",
+        "num_classes": num_classes,
+        "backbone_args": {},
+        "max_epochs": config.max_epochs,
+        "batch_size": config.optimizer.batch_size,
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
+        "classifier_lr": config.optimizer.classifier_lr,
+        "accumulate_grad_batches": 1,  # solo-learn would multiply the learning rate by it
+        "min_lr": config.scheduler.min_lr,
+        "warmup_start_lr": config.scheduler.warmup_start_lr,
+        "warmup_epochs": config.scheduler.warmup_epochs,
+        "lr_decay_steps": list(config.scheduler.lr_decay_epochs),
+        "num_large_crops": num_large,
+        "num_small_crops": num_small,
+        "knn_eval": online_knn is not None,
+        "knn_k": online_knn or 20,
         **optimizer,
-        **config.method_kwargs,
-    )
+    }
+
+
+def build_peer(
+    name: str, config: RunConfig, backbone: nn.Module, num_classes: int, **own: Any
+) -> LightningModule:
+    """A method of solo-learn's, by `solo_minent.host.peers.build_peer`."""
+    keywords = solo_keywords(config, num_classes)
+    keywords.pop("exclude_bias_n_norm_wd", None)  # our methods have it, its own have not
+    with rng_untouched():
+        module = METHODS[name](**keywords, scheduler="none", **own)
+    module.encoder = backbone
+    return module
 
 
 def _optimizer_keywords(name: str, given: Any, exclude_bias_n_norm: bool) -> dict[str, Any]:

@@ -14,13 +14,19 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from solo_minent.host import imports, registry, shared
+from solo_minent.host import imports, later, registry, shared
 from solo_minent.host.registry import adaptation
 from solo_minent.host.schedulers import PlainState
 
 imports.check_not_imported()
+_LATER = later.TIMM | {
+    "solo.utils.auto_umap": later.UMAP,
+    "solo.utils.dali_dataloader": later.DALI,
+    "solo.methods.dali": later.DALI,
+}
 with (
     imports.quietly(),
+    later.put_off(_LATER, within=lambda: registry.importing("lightning_pytorch")),
     registry.importing("pl_bolts", "distutils", "lightning_pytorch", "timm_registry"),
 ):
     import solo.methods
@@ -170,14 +176,16 @@ def umap_val_dataloaders() -> None:
     It raised "'DataLoader' object is not subscriptable": `trainer.val_dataloaders` is no list any
     more (lightning 2.0). May go with solo-learn 1.0.2.
     """
-    if auto_umap is None:
-        return
 
-    class AutoUMAP(auto_umap.AutoUMAP):
-        def plot(self, trainer: Any, module: LightningModule) -> None:
-            super().plot(val_dataloaders_as_list(trainer), module)
+    def adapt() -> None:
+        class AutoUMAP(auto_umap.AutoUMAP):
+            def plot(self, trainer: Any, module: LightningModule) -> None:
+                super().plot(val_dataloaders_as_list(trainer), module)
 
-    auto_umap.AutoUMAP = solo.args.setup.AutoUMAP = AutoUMAP
+        auto_umap.AutoUMAP = solo.args.setup.AutoUMAP = AutoUMAP
+
+    if auto_umap is not None:
+        later.when_loaded(auto_umap, adapt)
 
 
 def val_dataloaders_as_list(trainer: Any) -> Any:
@@ -194,14 +202,16 @@ def dali_on_cpu() -> None:
     Without a GPU they raised "You are trying to create a GPU DALI pipeline while CUDA is not
     available" (DALI 1.x). May go with solo-learn 1.0.2.
     """
-    if dali_dataloader is None:
-        return
-    from solo_minent.host.wheel_data import on_cpu
 
-    for name in ("NormalPipeline", "CustomNormalPipeline", "PretrainPipeline"):
-        pipeline = on_cpu(getattr(dali_dataloader, name))
-        setattr(dali_dataloader, name, pipeline)
-        setattr(dali, name, pipeline)
+    def adapt() -> None:
+        from solo_minent.host.wheel_data import on_cpu
+
+        # Before `solo.methods.dali` runs, which takes them from here.
+        for name in ("NormalPipeline", "CustomNormalPipeline", "PretrainPipeline"):
+            setattr(dali_dataloader, name, on_cpu(getattr(dali_dataloader, name)))
+
+    if dali_dataloader is not None:
+        later.when_loaded(dali_dataloader, adapt)
 
 
 @adaptation

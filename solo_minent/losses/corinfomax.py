@@ -200,7 +200,7 @@ class _RunningLogdets(torch.autograd.Function):
         if grad is None:
             return (None,) * 9
         z1, z2, mu, factors = ctx.saved_tensors
-        inverses = torch.cholesky_inverse(factors).mul_((2 * ctx.scale * grad)[:, None, None])
+        inverses = _inverse(factors).mul_((2 * ctx.scale * grad)[:, None, None])
 
         def grad_of(z: Tensor, mu: Tensor, inverse: Tensor) -> Tensor:
             g = z.to(mu.dtype, copy=True).sub_(mu) @ inverse
@@ -208,6 +208,19 @@ class _RunningLogdets(torch.autograd.Function):
             return g.sub_(g.mean(dim=0), alpha=1 - ctx.la_mu).to(z.dtype)
 
         return *map(grad_of, (z1, z2), mu, inverses), *[None] * 7
+
+
+def _inverse(factors: Tensor) -> Tensor:
+    """(L L^T)^-1 of Cholesky factors L (K, D, D); torch's waits for a GPU, to hear of errors."""
+    if factors.device.type == "cpu":
+        return torch.cholesky_inverse(factors)
+    return _inverse_by_solving(factors)
+
+
+def _inverse_by_solving(factors: Tensor) -> Tensor:
+    eye = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+    half = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
+    return half.mT @ half
 
 
 def _logdet(R: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,8 @@ def twist_multicrop_loss_terms(
         # num_large large ones.
         ends = [n - 1 if i < num_large else num_large for i in range(n)]
         pairs = sum(ends) // 2
-        weights = means.new_tensor(ends) / (2 * pairs)
+        weights = torch.tensor(ends, dtype=means.dtype) / (2 * pairs)
+        weights = weights.to(means.device, non_blocking=True)
         return _reduce(divergence / (2 * pairs * rows), entropies / rows, means, weights, eps)
 
 

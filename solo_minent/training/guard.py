@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,12 +23,13 @@ from solo_minent.distributed import global_max, is_distributed, rank, world_size
 from solo_minent.errors import UserError
 from solo_minent.files import write_json
 from solo_minent.schema import RunConfig
+from solo_minent.training.late import Late
+from solo_minent.training.nonfinite import Found, guilty_ranks, plain, said, some, where
 
 FOLDER = "nonfinite"  # in the run's folder
 # float16 gradients that overflow at this scale of the loss are not its scale's fault (fairseq's
 # default of --min-loss-scale).
 MIN_SCALE = 1e-4
-SHOWN = 3  # names in a message; the files have all
 
 
 class Undoable(Protocol):
@@ -49,22 +50,37 @@ class _Batch:
 
 
 @dataclass
-class _Found:
-    """What a process found not to be finite in a step or in what was to be saved.
+class _Step:
+    """An optimiser step whose numbers are on their way: what they are called."""
+
+    number: int
+    epoch: int
+    batches: list[_Batch]
+    gradients: list[str]
+
+
+@dataclass
+class _Seen:
+    """The numbers of a step: of each batch its terms, of each gradient a norm.
 
     Attributes:
-        terms: of the loss, "nan", "inf" or "-inf" of each.
-        tensors: names of gradients, or of weights and other state.
-        images: those of the step's last batch are not finite themselves.
-        unlisted: why its images could not be written down.
-        last: what the first process says of the last checkpoint.
+        lost: a term of some process is not finite.
+        large: nor is a gradient of some process.
+        scale: of the loss, 0 without one.
+        images: a norm of the last batch's.
     """
 
-    terms: dict[str, str] = field(default_factory=dict)
-    tensors: list[str] = field(default_factory=list)
-    images: bool = False
-    unlisted: str = ""
-    last: str = ""
+    lost: bool
+    large: bool
+    scale: float
+    images: float
+    norms: dict[str, float]
+    terms: list[dict[str, float]]
+
+    @property
+    def bad(self) -> bool:
+        """The step must not be made, the same on every process."""
+        return self.lost or (self.large and self.scale < MIN_SCALE)
 
 
 class NonFiniteGuard(Callback):
@@ -75,6 +91,11 @@ class NonFiniteGuard(Callback):
     are not finite are left to its search, until it has fallen below `MIN_SCALE`. Each process lists
     its images of such a step in `nonfinite/step-<step>-rank-<rank>.json` of the run's folder.
 
+    Where no step may be passed over, no step waits for the device either: the optimiser is told on
+    the device to leave the weights as they are, and what was seen is read one step later, before
+    validation and before every checkpoint. Where steps may be, or the optimiser cannot be told
+    (torch's without `fused`), it has to know within the step, and waits.
+
     A step that is passed over changes nothing but random numbers, the learning rate's schedule and
     the loss scale: weights, optimiser and teacher stay, and what the forward pass has moved (batch
     norms, CorInfoMax's R and mu, means of the log) goes back. `skipped_steps` counts them in the
@@ -82,8 +103,8 @@ class NonFiniteGuard(Callback):
 
     What is not finite is not saved either, so that the checkpoint on disk is a good one.
 
-    Costs a value read from the device at each optimiser step; a copy of all buffers where steps may
-    be skipped. Put it in front of what logs and saves.
+    Costs a pass over the gradients and the images, one small exchange between processes, and a copy
+    of all buffers where steps may be skipped. Put it in front of what logs and saves.
 
     Args:
         config: of the run.
@@ -102,6 +123,7 @@ class NonFiniteGuard(Callback):
         self.skipped = 0
         self._exempt: set[str] = set()
         self._batches: list[_Batch] = []
+        self._numbers, self._step = Late(), None
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -138,43 +160,64 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
+        self._settle(trainer)
+        flag = self._look(trainer, module)
+        if self.skip:
+            self._settle(trainer, module)
+        elif _scaler(trainer) is None and not _refuse(optimizer, flag):
+            self._settle(trainer)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._settle(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._settle(trainer)
+        if self.skip:
+            module.log("skipped_steps", float(self.skipped), rank_zero_only=True)
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> Tensor:
+        """Sends the numbers of the step under way, without waiting for any of them.
+
+        Returns:
+            float32 scalar on the device: 1 where something is not finite.
+        """
         batches, self._batches = self._batches, []
-        if not self._bad(trainer, module, batches):
-            return
+        named = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        terms = [term for batch in batches for term in batch.terms.values()]
+        views = [self._views] if isinstance(self._views, Tensor) else list(self._views)
+        scaler = _scaler(trainer)
+        scale = torch.zeros((), device=module.device)
+        if scaler is not None:
+            scale = scaler.scale(torch.ones_like(scale))  # without reading it
+        checked = [_packed(module.device, terms), _norms(list(named.values()))]
+        flags = global_max(torch.stack([~each.isfinite().all() for each in checked]).double())
+        others = [scale.double(), _norms(views).sum()]
+        self._numbers.send(torch.cat([flags, torch.stack(others), *reversed(checked)]))
         step, epoch = trainer.global_step + 1, trainer.current_epoch + 1
-        found = self._found(batches, self._views, step, epoch)
-        what = f"{_what(found)} at step {step} on {_where(found)} (epoch {epoch})"
-        listed = self._listed(found, step)
-        if self.skipped >= self.skip:
+        self._step = _Step(step, epoch, batches, list(named))
+        return flags.amax().float()
+
+    def _settle(self, trainer: Trainer, undo: LightningModule | None = None) -> None:
+        """Reads the numbers of the last step, if they were not yet; `undo`: it is under way."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        seen = _seen(step, self._numbers.read())
+        if not seen.bad:
+            return
+        found = self._found(step, seen)
+        what = f"{said(found)} at step {step.number} on {where(found)} (epoch {step.epoch})"
+        listed = self._listed(found, step.number)
+        if undo is None or self.skipped >= self.skip:
             raise UserError(
                 f"training is not finite: {what}. The weights are those before this step; "
                 f"{found[0].last}. {listed} {self._advice()}"
             )
         self.skipped += 1
-        self._undo(module)
+        self._undo(undo)
         if trainer.is_global_zero:
             count = f"{self.skipped} of guard.skip={self.skip}"
             print(f"step passed over ({count}): {what}. {listed}", file=sys.stderr)
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.skip:
-            module.log("skipped_steps", float(self.skipped), rank_zero_only=True)
-
-    def _bad(self, trainer: Trainer, module: LightningModule, batches: list[_Batch]) -> bool:
-        """Whether the step must not be made, the same on every process."""
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        terms = [term for batch in batches for term in batch.terms.values()]
-        terms = [term.to(module.device, torch.float64, non_blocking=True) for term in terms]
-        checked = torch.stack(terms), torch.stack(torch._foreach_norm(gradients))
-        flags = torch.stack([~tensor.isfinite().all() for tensor in checked])
-        lost, large = global_max(flags.float()).tolist()
-        if large:  # squares overflow where gradients do not
-            flag = ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
-            large = global_max(flag.float()).item()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if large and not lost and scaler is not None:
-            return scaler.get_scale() < MIN_SCALE
-        return bool(lost or large)
 
     def _undo(self, module: LightningModule) -> None:
         """Makes the step under way one that never was."""
@@ -186,37 +229,30 @@ class NonFiniteGuard(Callback):
 
     # What is said of it.
 
-    def _found(self, batches: list[_Batch], views: Any, step: int, epoch: int) -> list[_Found]:
+    def _found(self, step: _Step, seen: _Seen) -> list[Found]:
         """Writes this process' file; what every process found, in the order of their ranks."""
-        gradients = {
-            name: parameter.grad
-            for name, parameter in self._parameters.items()
-            if parameter.grad is not None
-        }
-        values = [{name: term.item() for name, term in batch.terms.items()} for batch in batches]
-        found = _Found(tensors=_not_finite(gradients))
-        for terms in values:
+        found = Found(tensors=[n for n, norm in seen.norms.items() if not math.isfinite(norm)])
+        for terms in seen.terms:
             wrong = {name: value for name, value in terms.items() if not math.isfinite(value)}
             found.terms |= {name: str(value) for name, value in wrong.items()}
-        views = [views] if isinstance(views, Tensor) else views
-        found.images = any(not view.isfinite().all() for view in views)
+        found.images = not math.isfinite(seen.images)
         report = {
-            "step": step,
-            "epoch": epoch,
+            "step": step.number,
+            "epoch": step.epoch,
             "rank": rank(),
             "batches": [
-                {"batch": batch.number, "terms": _plain(terms), **self._named(batch.indices)}
-                for batch, terms in zip(batches, values, strict=True)
+                {"batch": batch.number, "terms": plain(terms), **self._named(batch.indices)}
+                for batch, terms in zip(step.batches, seen.terms, strict=True)
             ],
             "gradients": found.tensors,
         }
         try:
-            write_json(self._file(step, rank()), report)
+            write_json(self._file(step.number, rank()), report)
         except (OSError, UserError) as error:  # it must not hide why the run stops
             found.unlisted = str(error)
         return self._gather(found)
 
-    def _gather(self, own: _Found) -> list[_Found]:
+    def _gather(self, own: Found) -> list[Found]:
         if rank() == 0:
             own.last = self._last_checkpoint()
         found = [own] * world_size()
@@ -233,8 +269,8 @@ class NonFiniteGuard(Callback):
     def _file(self, step: int, of: int) -> Path:
         return self.run_dir / FOLDER / f"step-{step}-rank-{of}.json"
 
-    def _listed(self, found: Sequence[_Found], step: int) -> str:
-        ranks = _ranks(found)
+    def _listed(self, found: Sequence[Found], step: int) -> str:
+        ranks = guilty_ranks(found)
         if found[ranks[0]].unlisted:
             return f"The images of the batch could not be listed: {found[ranks[0]].unlisted}"
         own = " They hold values that are not finite." if found[ranks[0]].images else ""
@@ -264,6 +300,7 @@ class NonFiniteGuard(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._settle(trainer)
         tensors = _floating(checkpoint["state_dict"])
         tensors = {name: t for name, t in tensors.items() if name not in self._exempt}
         names = {parameter: name for name, parameter in module.named_parameters()}
@@ -274,12 +311,29 @@ class NonFiniteGuard(Callback):
         flag = torch.tensor(bool(_not_finite(tensors)), dtype=torch.float32, device=module.device)
         if not global_max(flag):
             return
-        found = self._gather(_Found(tensors=_not_finite(tensors)))
+        found = self._gather(Found(tensors=_not_finite(tensors)))
         raise UserError(
-            f"training is not finite: {_names(found[_ranks(found)[0]].tensors)} after step "
-            f"{trainer.global_step} on {_where(found)}. That is not saved; {found[0].last}. Lower "
+            f"training is not finite: {some(found[guilty_ranks(found)[0]].tensors)} after step "
+            f"{trainer.global_step} on {where(found)}. That is not saved; {found[0].last}. Lower "
             "optimizer.lr, in a new run with another name=…"
         )
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """The loss scale of 16-mixed, which itself leaves out updates that are not finite, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _refuse(optimizer: Optimizer, flag: Tensor) -> bool:
+    """Has the next update left out where `flag` is 1; False if the optimiser cannot.
+
+    By what a loss scale tells a fused optimiser of torch.
+    """
+    able = ("_step_supports_amp_scaling", "heeds_found_inf")
+    if not any(getattr(optimizer, name, False) for name in able):
+        return False
+    optimizer.found_inf, optimizer.grad_scale = flag, None
+    return True
 
 
 def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
@@ -287,9 +341,21 @@ def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
         torch._foreach_copy_(into, tensors)
 
 
-def _plain(terms: Mapping[str, float]) -> dict[str, float | str]:
-    """JSON has no word for what is not finite."""
-    return {name: value if math.isfinite(value) else str(value) for name, value in terms.items()}
+def _packed(device: torch.device, scalars: Sequence[Tensor]) -> Tensor:
+    """float64 (n,) on the device, without waiting for it."""
+    return torch.stack([x.to(device, torch.float64, non_blocking=True) for x in scalars])
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """(n,) Euclidean norms, finite where a tensor is: no square overflows float64."""
+    return _packed(tensors[0].device, torch._foreach_norm(tensors, 2, dtype=torch.float64))
+
+
+def _seen(step: _Step, numbers: list[float]) -> _Seen:
+    (lost, large, scale, images), rest = numbers[:4], iter(numbers[4:])
+    norms = {name: next(rest) for name in step.gradients}
+    terms = [{name: next(rest) for name in batch.terms} for batch in step.batches]
+    return _Seen(bool(lost), bool(large), scale, images, norms, terms)
 
 
 def _floating(values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -309,35 +375,3 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     if torch.stack([norm.double() for norm in norms]).isfinite().all():
         return []
     return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-
-
-def _ranks(found: Sequence[_Found]) -> list[int]:
-    """The processes that it came from: losses of all images carry what one of them brought in."""
-    for guilty in (
-        [one.images for one in found],
-        [len(one.terms) for one in found],
-        [len(one.tensors) for one in found],
-    ):
-        if any(guilty):
-            return [of for of, much in enumerate(guilty) if much == max(guilty)]
-    return list(range(len(found)))
-
-
-def _where(found: Sequence[_Found]) -> str:
-    ranks = _ranks(found)
-    if len(ranks) == len(found) > 1:
-        return f"all {len(found)} ranks"
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
-def _what(found: Sequence[_Found]) -> str:
-    one = found[_ranks(found)[0]]
-    if one.terms:
-        return ", ".join(f"{name} is {value}" for name, value in one.terms.items())
-    return f"gradient of {_names(one.tensors)}"
-
-
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

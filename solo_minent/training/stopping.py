@@ -63,6 +63,11 @@ class Signals(Callback):
         connector = getattr(trainer, "_signal_connector", None)
         if hasattr(connector, "register_signal_handlers"):
             connector.register_signal_handlers = _nothing
+
+        # Without that handler there is nothing to tell: a broadcast and a wait in every step.
+        loop = trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = _nothing
         if threading.current_thread() is threading.main_thread():  # others may not
             self._before = {signum: signal.getsignal(signum) for signum in ASKING}
             self._install()
@@ -109,7 +114,7 @@ class Signals(Callback):
 
 
 def _nothing() -> None:
-    """In place of Lightning's registration of its handlers."""
+    """In place of Lightning's registration of its handlers, and of what asks for them."""
 
 
 def _end_launched(trainer: Trainer, at_once: bool) -> None:

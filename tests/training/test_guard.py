@@ -27,7 +27,7 @@ from solo_minent.methods import available
 from solo_minent.monitors import Monitors
 from solo_minent.pretrain import pretrain
 from solo_minent.schema import GuardConfig, RunConfig
-from solo_minent.training import guard
+from solo_minent.training import guard, nonfinite
 
 METHODS = ("minent", "mec", "twist", "corinfomax")
 QUICK = ("evaluation.knn_every=0", "data.val_images=40", "monitor_every=1")
@@ -151,8 +151,6 @@ def test_a_loss_that_is_nan_stops_before_the_update(tiny_run, probe, spoil, meth
     assert checkpoint["global_step"] == 6
     assert same(checkpoint["state_dict"], before["module"])
     assert same(checkpoint["optimizer_states"][0]["state"], before["optimizer"])
-    for name, parameter in probe.module.named_parameters():  # the teacher's, too
-        assert torch.equal(parameter, before["module"][name]), name
     assert not (config.run_dir / "backbone.safetensors").exists()
 
     found = report(config, 7)
@@ -165,6 +163,60 @@ def test_a_loss_that_is_nan_stops_before_the_update(tiny_run, probe, spoil, meth
     assert batch["terms"][f"train_{method}_loss"] == "nan"
     assert math.isfinite(batch["terms"]["train_class_loss"])
     assert any(name.startswith(("encoder.", "backbone.")) for name in found["gradients"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "made", "validated", "rows"),
+    [
+        (3, 4, 0, 0),  # known in the step after it
+        (5, 5, 0, 0),  # of the last one of an epoch, before it is validated
+        (7, 8, 1, 1),
+        (10, 10, 1, 1),  # and of the last one of a run, before it is exported
+    ],
+)
+def test_a_step_is_judged_one_later_and_before_anything_is_made_of_it(
+    tiny_run, probe, spoil, monkeypatch, bad, made, validated, rows
+):
+    runs = []
+    monkeypatch.setattr(Probe, "on_validation_batch_start", lambda *_: runs.append(1))
+    spoil("mec", nan_loss, bad)
+    config = tiny_run("mec", *QUICK)
+    with pytest.raises(UserError, match=rf"train_mec_loss is nan at step {bad} on rank 0"):
+        pretrain(config)
+    assert len(probe.before) == made
+    assert bool(runs) == bool(validated)
+    (batch,) = report(config, bad)["batches"]
+    assert batch["indices"] == probe.indices[bad - 1]
+    path = config.run_dir / CHECKPOINT
+    assert path.exists() == (rows > 0)
+    if rows:
+        assert torch.load(path, weights_only=True)["global_step"] == 5 * rows
+        assert pd.read_csv(config.run_dir / "log.csv")["epoch"].tolist() == list(range(1, rows + 1))
+    assert not (config.run_dir / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "made"),
+    [
+        (("adam",), 4),
+        (("adamw",), 4),
+        (("sgd", "+optimizer.kwargs.momentum=0.9"), 4),
+        (("lars", "+optimizer.kwargs.momentum=0.9"), 4),
+        (("adam", "+optimizer.kwargs.fused=false"), 3),  # it has to know within the step
+    ],
+)
+def test_no_weight_is_changed_by_what_is_read_late(tiny_run, probe, spoil, optimizer, made):
+    spoil("mec", nan_loss, 3)
+    name, *words = optimizer
+    with pytest.raises(UserError, match="The weights are those before this step"):
+        pretrain(tiny_run("mec", f"optimizer.name={name}", *words, *QUICK))
+    assert len(probe.before) == made
+    before = probe.before[2]["module"]
+    weights = dict(probe.module.named_parameters())
+    student = [n for n in weights if not n.startswith("teacher_")]
+    assert all(torch.equal(weights[n], before[n]) for n in student)
+    if made == 4:  # the next step saw nothing but the forward pass of the one that was left out
+        assert not same(before, probe.module.state_dict())
 
 
 def test_gradients_that_are_infinite_stop_before_they_are_clipped(tiny_run, probe, spoil):
@@ -180,8 +232,7 @@ def test_gradients_that_are_infinite_stop_before_they_are_clipped(tiny_run, prob
     assert all(math.isfinite(value) for value in found["batches"][0]["terms"].values())
     parameters = dict(probe.module.named_parameters())
     assert found["gradients"] and set(found["gradients"]) <= parameters.keys()
-    for name, parameter in parameters.items():
-        assert torch.equal(parameter, probe.before[2]["module"][name]), name
+    assert not (config.run_dir / CHECKPOINT).exists()
 
 
 def test_large_gradients_whose_squares_overflow_are_finite(tiny_run, spoil):
@@ -316,8 +367,9 @@ def test_images_that_cannot_be_listed_do_not_hide_the_reason(tiny_run, spoil, mo
 class Plain(LightningModule):
     """One weight w; the loss is w + c, its gradient f, in batches [index, [f], c]."""
 
-    def __init__(self):
+    def __init__(self, fused=False):
         super().__init__()
+        self.fused = fused
         self.weight = nn.Parameter(torch.ones(1))
         self.update_refused = False
 
@@ -329,12 +381,12 @@ class Plain(LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.1, fused=self.fused)
 
 
-def fit_plain(tmp_path, factors, constants, scale, skip=0):
+def fit_plain(tmp_path, factors, constants, scale, skip=0, fused=False):
     """Steps with these gradients and losses under a loss scale; the module after it."""
-    module = Plain()
+    module = Plain(fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     data = [(i, [f], c) for i, (f, c) in enumerate(zip(factors, constants, strict=True))]
     config = RunConfig(folder=str(tmp_path), guard=GuardConfig(skip))
@@ -352,8 +404,9 @@ def fit_plain(tmp_path, factors, constants, scale, skip=0):
     return module, scaler
 
 
-def test_a_loss_scale_searches_by_itself(tmp_path):
-    module, scaler = fit_plain(tmp_path, [1.0, math.inf, 1.0], [0.0, 0.0, 0.0], scale=4.0)
+@pytest.mark.parametrize("fused", [False, True])  # it undoes the scale by itself
+def test_a_loss_scale_searches_by_itself(tmp_path, fused):
+    module, scaler = fit_plain(tmp_path, [1.0, math.inf, 1.0], [0.0] * 3, scale=4.0, fused=fused)
     assert module.weight.item() == pytest.approx(0.8)
     assert scaler.get_scale() == 2.0
 
@@ -379,15 +432,15 @@ def test_a_loss_scale_does_not_excuse_everything(tmp_path, factor, constant, sca
 
 
 def test_the_rank_that_brought_it_in_is_named():
-    clean, mine = guard._Found(), guard._Found(terms={"train_class_loss": "nan", "b": "inf"})
-    shared = guard._Found(terms={"b": "inf"})
-    assert guard._where([mine]) == "rank 0"
-    assert guard._where([clean, mine, clean, mine]) == "ranks 1, 3"
-    assert guard._where([shared, mine]) == "rank 1"
-    assert guard._where([shared, shared]) == "all 2 ranks"
+    clean, mine = nonfinite.Found(), nonfinite.Found(terms={"train_class_loss": "nan", "b": "inf"})
+    shared = nonfinite.Found(terms={"b": "inf"})
+    assert nonfinite.where([mine]) == "rank 0"
+    assert nonfinite.where([clean, mine, clean, mine]) == "ranks 1, 3"
+    assert nonfinite.where([shared, mine]) == "rank 1"
+    assert nonfinite.where([shared, shared]) == "all 2 ranks"
     # Losses of all images and synchronised batch norms spread it: the images still tell.
-    assert guard._where([mine, guard._Found(terms=mine.terms, images=True)]) == "rank 1"
-    assert guard._where([guard._Found(tensors=["w"]), clean]) == "rank 0"
+    assert nonfinite.where([mine, nonfinite.Found(terms=mine.terms, images=True)]) == "rank 1"
+    assert nonfinite.where([nonfinite.Found(tensors=["w"]), clean]) == "rank 0"
 
 
 def test_ranks_decide_together(tiny_run, tmp_path):

@@ -12,20 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from solo_minent.allowed import Range, check_one_of, check_range
+from solo_minent.bench.output import print_rows, write_rows
 from solo_minent.checks import CHOICES, check
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
 from solo_minent.data.datasets import FOLDER_SETS
 from solo_minent.data.loaders import num_workers, pretrain_images, pretrain_loader
-from solo_minent.doctor import environment
-from solo_minent.files import write_atomic
 from solo_minent.schema import RunConfig
 
 FORMATS = CHOICES["data.format"]
@@ -107,11 +103,11 @@ def bench_loaders(
         task = bar.add_task("loaders", total=total)
         for _ in range(rounds):
             for name, own in configs.items():
-                found[name].add(*_measure(own, seconds))
+                found[name].add(*measure(own, seconds))
                 bar.advance(task)
             for op in operations:
                 for name, own in configs.items():
-                    found[name].without[op].append(_measure(_without(own, op), seconds)[0])
+                    found[name].without[op].append(measure(_without(own, op), seconds)[0])
                     bar.advance(task)
     return found
 
@@ -137,32 +133,24 @@ def print_loaders(
         "workers": num_workers(replace(config, devices=1)),
         "rounds": rounds,
     }
-    console = Console()
-    title = ", ".join(f"{key} {value}" for key, value in about.items())
-    loaders = Table(
-        title=title, caption="spread: half of the way from the slowest round to the fastest"
+    print_rows(
+        ", ".join(f"{key} {value}" for key, value in about.items()),
+        rows,
+        "spread: half of the way from the slowest round to the fastest",
     )
-    for column in rows[0]:
-        loaders.add_column(column, justify="right", no_wrap=column == "format")
-    for row in rows:
-        loaders.add_row(*(v if isinstance(v, str) else _figure(v) for v in row.values()))
-    console.print(loaders)
     costs = {name: {op: m.milliseconds(op) for op in m.without} for name, m in found.items()}
-    table = Table(title="ms for 1,000 images that an operation costs (against doing without it)")
-    table.add_column("operation")
-    for name in costs:
-        table.add_column(name, justify="right")
-    for op in next(iter(costs.values())):
-        table.add_row(op, *(f"{cost[op]:,.0f}" for cost in costs.values()))
-    console.print(table)
+    operations = list(next(iter(costs.values())))
+    if operations:
+        print_rows(
+            "ms for 1,000 images that an operation costs (against doing without it)",
+            [{"operation": op, **{name: costs[name][op] for name in costs}} for op in operations],
+        )
     if csv is not None:
-        machine = environment()
-        del machine["command"]  # it names folders of the machine
-        for row in rows:
-            row |= {f"ms/1000 {op}": cost for op, cost in costs[row["format"]].items()}
-            row |= about | {key: str(value) for key, value in machine.items()}
-        frame = pd.DataFrame(rows)
-        write_atomic(csv, lambda temporary: frame.to_csv(temporary, index=False))
+        spelled = [
+            row | {f"ms/1000 {op}": cost for op, cost in costs[row["format"]].items()}
+            for row in rows
+        ]
+        write_rows(csv, spelled, about)
 
 
 def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
@@ -176,10 +164,6 @@ def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
         "MiB": m.memory,
         "device MiB": m.device_memory,
     }
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _with_format(config: RunConfig, name: str) -> RunConfig:
@@ -200,7 +184,7 @@ def _without(config: RunConfig, operation: str) -> RunConfig:
     return replace(config, augmentations=entries)
 
 
-def _measure(config: RunConfig, seconds: float) -> tuple[float, float, float, float]:
+def measure(config: RunConfig, seconds: float) -> tuple[float, float, float, float]:
     """(images a second, busy cores, MiB, MiB of the device) of a fresh loader."""
     cuda = config.accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
@@ -211,8 +195,8 @@ def _measure(config: RunConfig, seconds: float) -> tuple[float, float, float, fl
     start = time.perf_counter()
     while time.perf_counter() - start < WARM_UP_SECONDS:
         _arrive(next(batches), cuda)
-    images, start, busy = 0, _wait(cuda), _cpu_seconds()
-    while time.perf_counter() - start < seconds:
+    images, busy, start = 0, _cpu_seconds(), _wait(cuda)
+    while not images or time.perf_counter() - start < seconds:
         images += _arrive(next(batches), cuda)
     elapsed = _wait(cuda) - start
     cores = (_cpu_seconds() - busy) / elapsed

@@ -1,0 +1,227 @@
+"""Each benchmark with its table and csv; all of them in one command: `solo-minent bench all`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solo_minent.allowed import check_one_of
+from solo_minent.bench.goals import FILES, PICTURE, print_goals
+from solo_minent.bench.losses import check_turns, pick_devices
+from solo_minent.bench.output import check_writable, print_rows, write_rows
+from solo_minent.errors import UserError
+
+if TYPE_CHECKING:
+    from solo_minent.schema import RunConfig
+
+METHODS = ("minent", "mec", "twist", "corinfomax")
+STEPS = ("step", "phases", "loop")
+# Two views of 16 images take a ResNet-18 of CIFAR about two seconds on two cores.
+CPU_STEP = ("accelerator=cpu", "precision=32-true", "data.format=device", "optimizer.batch_size=16")
+GPU_STEP = ("accelerator=gpu", "data.format=device")
+CPU_WINDOW, GPU_WINDOW = 2, 20  # steps of the training loop in one turn
+TINY_STEP = (
+    "optimizer.batch_size=8",
+    "backbone.name=timm:resnet10t",
+    "backbone.stem=small",
+    "backbone.kwargs.layers=[1,1,1,1]",
+    "backbone.kwargs.channels=[8,8,8,8]",
+    "method_kwargs.hidden_dim=16",
+)
+TORCHVISION_ONLY = ("mec", "corinfomax")  # their recipes have an argument of torchvision's ResNets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the benchmarks run.
+
+    Attributes:
+        devices: cpu, cuda; none are all that are there.
+        pairs: turns of every side.
+        seconds: about the time of one turn.
+        tiny: sizes of a smoke test, which say nothing about speed.
+        only: losses or methods; none are all.
+        overrides: of the recipes that steps come from.
+        config: what the loaders are measured with; without it they are not.
+    """
+
+    devices: Sequence[str] = ()
+    pairs: int = 5
+    seconds: float = 0.2
+    tiny: bool = False
+    only: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    config: RunConfig | None = None
+
+    def check(self) -> None:
+        """Raises UserError where something cannot be measured."""
+        pick_devices(self.devices)
+        check_turns(self.pairs, self.seconds)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is written into every row besides versions and hardware."""
+        return {"sizes": "tiny" if self.tiny else "full"}
+
+
+def measure_losses(settings: Settings, csv: Path | None = None) -> None:
+    """`bench_losses`, printed and written."""
+    from solo_minent.bench.losses import bench_losses
+
+    s = settings
+    rows = bench_losses(s.devices, s.only, s.pairs, s.seconds, s.tiny)
+    caption = "plain: the formula of the paper; medians of turns; MiB: peak beyond the inputs"
+    _show("Losses, forward and backward", rows, csv, s.about, caption)
+
+
+def measure_steps(settings: Settings, csv: Path | None = None) -> None:
+    """Steps, their phases and the training loop, printed and written.
+
+    Beside `<name>.csv` stand `<name>-phases.csv` and `<name>-loop.csv`.
+    """
+    step = importlib.import_module("solo_minent.bench.step")
+    s = settings
+    configs = {device: _step_configs(s, device) for device in pick_devices(s.devices)}
+    flat = [config for each in configs.values() for config in each]
+
+    def loop() -> list[dict[str, Any]]:
+        rows = []
+        for device, own in configs.items():
+            window = CPU_WINDOW if device.type == "cpu" else GPU_WINDOW
+            rows += step.bench_loop(own, s.pairs, window)
+        return rows
+
+    for kind, title, rows in (
+        ("", "Training steps", lambda: step.bench_step(flat, s.pairs, s.seconds)),
+        ("-phases", "Phases of a step", lambda: step.bench_phases(flat, s.pairs, s.seconds)),
+        ("-loop", "Images a second", loop),
+    ):
+        file = csv and csv.with_name(f"{csv.stem}{kind}{csv.suffix}")
+        _show(title, rows(), file, s.about)
+
+
+def measure_knn(settings: Settings, csv: Path | None = None, **options: Any) -> None:
+    """`bench_knn`, printed and written; options are sizes and `data`."""
+    from solo_minent.bench.knn import DATA, Sizes, about, bench_knn
+
+    data = options.pop("data", None) or DATA
+    sizes = Sizes(**options)
+    if settings.tiny:
+        sizes = replace(sizes, train=3000, test=200, width=16)
+    rows = bench_knn(sizes, data, settings.pairs)
+    caption = "extra: peak beyond what was held before (features and all); medians of the rounds"
+    same = about(sizes)
+    title = ", ".join(f"{key} {value}" for key, value in same.items())
+    _show(title, rows, csv, same | settings.about, caption)
+
+
+def measure_startup(settings: Settings, csv: Path | None = None) -> None:
+    """`bench_startup`, printed and written."""
+    startup = importlib.import_module("solo_minent.bench.startup")
+    rows = startup.bench_startup(settings.pairs, ["accelerator=cpu"])
+    _show("Start-up", rows, csv, {**settings.about, "device": "cpu"})
+
+
+def measure_growth(settings: Settings, csv: Path | None = None) -> None:
+    """`bench_growth`, its slopes and its picture, which stands beside the csv."""
+    from solo_minent.bench.growth import WHY, bench_growth, growth_table
+    from solo_minent.bench.growth_picture import draw_growth
+
+    s = settings
+    rows = bench_growth(s.devices, s.pairs, s.seconds / 2, s.tiny)
+    _show("Growth", rows, csv, s.about, "a loader's ms are those of 1,000 images")
+    caption = (
+        "exponents by least squares; last: of the last doubling; 1 s, 1 GiB at: where that leads to"
+    )
+    print_rows("Exponents", growth_table(rows), caption)
+    for method, why in WHY.items():
+        print(f"{method}: {why}")
+    if csv is not None:
+        draw_growth(rows, csv.with_suffix(".png"))
+
+
+def measure_loaders(settings: Settings, csv: Path | None = None) -> None:
+    """`bench_loaders` of the run that the settings name."""
+    from solo_minent.bench.loaders import bench_loaders, print_loaders
+
+    assert settings.config is not None
+    seconds = 0.05 if settings.tiny else 3.0
+    found = bench_loaders(settings.config, seconds=seconds, rounds=settings.pairs)
+    print_loaders(settings.config, found, csv)
+
+
+PARTS: dict[str, Callable[[Settings, Path | None], None]] = {
+    "loss": measure_losses,
+    "growth": measure_growth,
+    "startup": measure_startup,
+    "knn": partial(measure_knn, data=("clusters",)),
+    "step": measure_steps,
+    "loader": measure_loaders,
+}
+
+
+def bench_all(folder: Path, settings: Settings, parts: Sequence[str] = ()) -> None:
+    """Measures part after part; each csv is there as soon as its part is done. Then the goals.
+
+    Args:
+        folder: where the csv files go, by the names of `goals.FILES`.
+        settings: of all parts.
+        parts: keys of PARTS; by default all, loaders where the settings name a run.
+
+    Raises:
+        UserError: an unknown part, settings that do not fit, a folder that cannot be written.
+    """
+    for name in parts:
+        check_one_of("--only", name, PARTS)
+    if "loader" in parts and settings.config is None:
+        raise UserError(
+            "loader's data is not named: --only loader. A recipe is needed whose images it reads. "
+            "Add --recipe cifar10/minent data.root=DIR."
+        )
+    settings.check()
+    chosen = [name for name in PARTS if name in parts or not parts]
+    if settings.config is None and "loader" in chosen:
+        chosen.remove("loader")
+    if "step" in chosen:  # overrides that no recipe takes are found before the first measurement
+        for device in pick_devices(settings.devices):
+            _step_configs(settings, device)
+    for name in (*chosen, *(STEPS if "step" in chosen else ())):
+        check_writable(folder / FILES[name])
+    for name in chosen:
+        PARTS[name](settings, folder / FILES[name])
+    print_goals([folder, folder / "gpu"])
+    if settings.tiny:
+        print("tiny sizes: these figures say nothing about speed")
+    if "growth" in chosen:
+        print(f"picture: {folder / PICTURE}")
+
+
+def _step_configs(settings: Settings, device: Any) -> list[RunConfig]:
+    step = importlib.import_module("solo_minent.bench.step")
+    for name in settings.only:
+        check_one_of("--method", name, METHODS)
+    found = []
+    for method in settings.only or METHODS:
+        overrides = [*(CPU_STEP if device.type == "cpu" else GPU_STEP)]
+        if settings.tiny:
+            overrides += TINY_STEP
+            if method in TORCHVISION_ONLY:
+                overrides.append("~backbone.kwargs.zero_init_residual")
+        found += step.step_configs([method], [*overrides, *settings.overrides])
+    return found
+
+
+def _show(
+    title: str,
+    rows: list[dict[str, Any]],
+    csv: Path | None,
+    about: dict[str, Any],
+    caption: str = "",
+) -> None:
+    if csv is not None:
+        write_rows(csv, rows, about)
+    print_rows(title, rows, caption)

@@ -1,0 +1,68 @@
+"""What a benchmark leaves: a table on the screen, a csv with versions and hardware."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from solo_minent.doctor import environment
+from solo_minent.errors import UserError
+from solo_minent.files import write_atomic
+
+Row = Mapping[str, Any]
+
+
+def print_rows(title: str, rows: Sequence[Row], caption: str = "") -> None:
+    """Prints rows of the same columns as a table."""
+    table = Table(title=title, caption=caption or None)
+    for column in rows[0]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else figure(v) for v in row.values()))
+    Console(width=200).print(table)
+
+
+def figure(value: float) -> str:
+    """Three digits, or all of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write_rows(csv: Path, rows: Sequence[Row], about: Row) -> None:
+    """Writes rows, each with what is the same for all and with versions and hardware."""
+    machine = {key: str(value) for key, value in environment().items()}
+    del machine["command"]  # it names folders of the machine
+    machine |= {"cpu": _cpu(), "threads": str(torch.get_num_threads())}
+    frame = pd.DataFrame([{**row, **about, **machine} for row in rows])
+    write_atomic(csv, lambda temporary: frame.to_csv(temporary, index=False))
+
+
+def check_writable(file: Path) -> None:
+    """Raises UserError if a file cannot be written: before a benchmark runs, not after it."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"results cannot be written: {file} ({error.strerror or error}). A file in a folder "
+            "that may be written is needed. Name another one."
+        ) from error
+
+
+def _cpu() -> str:
+    """The model of the processor, as Linux knows it."""
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
