@@ -1,9 +1,11 @@
 """Package metadata of solo-minent."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
@@ -27,6 +29,30 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 
+
+class BuildWithZoo(build_py):
+    """Puts the index of the zoo into the package; an editable install reads it in its place."""
+
+    INDEX = "zoo/models.yaml"
+
+    def run(self) -> None:
+        super().run()
+        for path in self._built():
+            self.mkpath(str(Path(path).parent))
+            shutil.copyfile(ROOT / self.INDEX, path)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self._built()]
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), self.INDEX]
+
+    def _built(self) -> list[str]:
+        if getattr(self, "editable_mode", False):
+            return []
+        return [str(Path(self.build_lib) / "solo_minent" / self.INDEX)]
+
+
 setup(
     name="solo-minent",
     version=VERSION,
@@ -44,6 +70,7 @@ setup(
     # credentials (GHSA-w37p-236h-pfx3). timm 1.0.9 has ResNets of any width,
     # torchmetrics 1.2 names the backend of detection metrics, scipy 1.12 has sparse.diags_array,
     # rich 14.3 leaves a log without bars empty, safetensors 0.6.2 calls a full disk an OSError.
+    # Before urllib3 2.7 a server may make its client unpack without end (CVE-2026-44432).
     # solo-learn itself pins torch 1.9.1 and is installed with --no-deps; what it imports is here.
     install_requires=[
         "torch>=2.10",
@@ -65,7 +92,9 @@ setup(
         "rich>=14.3",
         "safetensors>=0.6.2",
         "einops>=0.6",
+        "urllib3>=2.7",
     ],
     extras_require=EXTRAS,
+    cmdclass={"build_py": BuildWithZoo},
     entry_points={"console_scripts": ["solo-minent = solo_minent.cli:main"]},
 )

@@ -9,6 +9,7 @@ from solo_minent import __version__
 from solo_minent.cli import evaluate, run
 from solo_minent.cli.bench import add_bench
 from solo_minent.cli.words import quiet_pipe
+from solo_minent.cli.zoo import add_zoo
 from solo_minent.errors import UserError
 
 RECIPE_HELP = "recipe such as cifar10/minent, or a YAML file of your own"
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--lists", action="store_true", help="imagenet: SimCLR's 1 %% and 10 %% lists")
     add.set_defaults(command=run.prepare, stopped="stopped; the same command goes on from here")
     add_bench(commands, common, named)
+    add_zoo(commands, common)
     add = commands.add_parser("recipes", parents=[common], help="list the recipes")
     add.set_defaults(command=run.recipes)
     add = commands.add_parser("doctor", parents=[common], help="what is installed, what is missing")
@@ -96,7 +98,7 @@ def _evaluations(commands: argparse._SubParsersAction, named: argparse.ArgumentP
         default="trained",
         metavar="WHAT",
         help="trained (the run, default), random (its untrained backbone), pixels, a run folder, a "
-        "file of weights, torchvision:NAME, timm:NAME or random:NAME",
+        "file of weights, a model of the zoo, torchvision:NAME, timm:NAME or random:NAME",
     )
     add = commands.add_parser("linear", parents=[target], help="linear evaluation")
     add.add_argument("--protocol", metavar="NAME", help="of a paper: corinfomax, mec, twist, …")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterable
@@ -29,8 +30,8 @@ from solo_minent.weights import load_weights
 
 SPECS = (
     "trained (the run's backbone), random (the same untrained), pixels, teacher, a run folder, "
-    f"a weight file ({', '.join(SUFFIXES)}), teacher:<folder or file>, torchvision:<model>, "
-    "timm:<model>, random:<model>"
+    f"a weight file ({', '.join(SUFFIXES)}), teacher:<folder or file>, a model of the zoo, "
+    "torchvision:<model>, timm:<model>, random:<model>"
 )
 
 
@@ -102,6 +103,7 @@ def load_target(config: RunConfig, spec: str = "trained") -> Target:
     - `teacher:` and a run folder or a weight file: the momentum encoder in it.
     - `torchvision:resnet50`, `torchvision:resnet50:IMAGENET1K_V2`, `timm:<model>`: published
       weights with their normalisation.
+    - a model of the zoo, by its id, with its architecture and normalisation; downloaded if need be.
     - `random:resnet18`, `random:timm:<model>`: untrained, with the configuration's seed, and its
       stem where the network has one to replace.
 
@@ -127,16 +129,12 @@ def load_target(config: RunConfig, spec: str = "trained") -> Target:
         with torch.random.fork_rng():
             found = from_timm(name) if source == "timm" else from_torchvision(model, weights)
         return _published(config, spec, found)
-    # A name of the model zoo would be looked up here.
     path = Path(name if source == "teacher" and name else spec)
     if path.is_dir():
         return _of_run(load_run(path), spec, path, config)
     if path.suffix in SUFFIXES or path.is_file():
         return _of_file(config, spec, path)
-    raise UserError(
-        f"evaluation target is unknown: {spec}. It is one of {SPECS}. "
-        "Leave it out to evaluate the trained run."
-    )
+    return _of_zoo(config, spec)
 
 
 def with_normalization(config: RunConfig, target: Target) -> RunConfig:
@@ -297,6 +295,32 @@ def _loaded(
     origin = f"{path} ({loaded.layout}{teacher}): {loaded.line}"
     architecture = _words(config.backbone)
     return Target(spec, backbone, origin, loaded.sha256, architecture, mean, std)
+
+
+def _of_zoo(config: RunConfig, spec: str) -> Target:
+    from solo_minent.zoo.index import read_index
+    from solo_minent.zoo.models import load_backbone
+
+    names = [entry.id for entry in read_index()]
+    if spec not in names:
+        near = difflib.get_close_matches(spec, names, 1)
+        raise UserError(
+            f"evaluation target is unknown: {spec}. It is one of {SPECS}. "
+            + (f"The zoo has {near[0]}." if near else "Leave it out to evaluate the trained run.")
+        )
+    model = load_backbone(spec)
+    _check_size(spec, model.backbone, config.data.image_size)
+    constants, network = model.entry.normalization, model.entry.backbone
+    origin = f"zoo {spec} ({model.path.name}): {model.loaded.line}"
+    return Target(
+        spec,
+        model.backbone,
+        origin,
+        model.loaded.sha256,
+        _words(network),
+        list(constants.mean),
+        list(constants.std),
+    )
 
 
 def _untrained(config: RunConfig, spec: str, network: BackboneConfig) -> Target:
