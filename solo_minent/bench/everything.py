@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,7 +82,8 @@ def measure_steps(settings: Settings, csv: Path | None = None) -> None:
 
     Beside `<name>.csv` stand `<name>-phases.csv` and `<name>-loop.csv`.
     """
-    step = importlib.import_module("solo_minent.bench.step")
+    from solo_minent.bench import step
+
     s = settings
     configs = {device: _step_configs(s, device) for device in pick_devices(s.devices)}
     flat = [config for each in configs.values() for config in each]
@@ -121,8 +121,9 @@ def measure_knn(settings: Settings, csv: Path | None = None, **options: Any) -> 
 
 def measure_startup(settings: Settings, csv: Path | None = None) -> None:
     """`bench_startup`, printed and written."""
-    startup = importlib.import_module("solo_minent.bench.startup")
-    rows = startup.bench_startup(settings.pairs, ["accelerator=cpu"])
+    from solo_minent.bench.startup import bench_startup
+
+    rows = bench_startup(settings.pairs, ["accelerator=cpu"])
     _show("Start-up", rows, csv, {**settings.about, "device": "cpu"})
 
 
@@ -201,7 +202,8 @@ def bench_all(folder: Path, settings: Settings, parts: Sequence[str] = ()) -> No
 
 
 def _step_configs(settings: Settings, device: Any) -> list[RunConfig]:
-    step = importlib.import_module("solo_minent.bench.step")
+    from solo_minent.bench import step
+
     for name in settings.only:
         check_one_of("--method", name, METHODS)
     found = []
