@@ -62,6 +62,7 @@ run() { # in the background: bash runs a trap only between commands, or while it
     wait "$child" || status=$?
     [ -n "$came" ] || break # else the signal ended the wait
   done
+  [ "$status" -ge 0 ] || status=130 # bash 5.2: -1 of what ends while Ctrl-C ends the wait
   child=
   return "$status"
 }

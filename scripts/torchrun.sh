@@ -45,6 +45,7 @@ while true; do
   wait "$child" || status=$?
   [ -n "$came" ] || break # else the signal ended the wait
 done
+[ "$status" -ge 0 ] || status=130 # bash 5.2: -1 of what ends while Ctrl-C ends the wait
 # torchrun's own status is 1 whatever its processes ended with.
 [ "$status" -eq 0 ] || [ -z "$stopped" ] || status=$stopped
 exit "$status"
