@@ -28,6 +28,7 @@ OURS = (
     "report",
     "data.dali",
     "bench",
+    "zoo",
 )
 
 
