@@ -28,13 +28,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
-from solo_minent.losses._inputs import autocast_off, check_batch, full_precision
+from solo_minent.losses._inputs import autocast_off, check_batch, full_precision, unit_rows
 
 
 class CorInfoMaxLoss(nn.Module):
@@ -131,7 +130,7 @@ class CorInfoMaxLoss(nn.Module):
         with autocast_off(z1.device):
             views = full_precision(z1, z2)
             if self.normalize:
-                views = [F.normalize(z) for z in views]
+                views = [unit_rows(z) for z in views]
             z1, z2 = gather_packed(*views)
             logdets, R, mu = _RunningLogdets.apply(
                 z1, z2, self.R1, self.R2, self.mu1, self.mu2, self.la_R, self.la_mu, self.eps

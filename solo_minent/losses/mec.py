@@ -26,13 +26,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
-from solo_minent.losses._inputs import autocast_off, check_batch, check_positive, full_precision
+from solo_minent.losses._inputs import (
+    autocast_off,
+    check_batch,
+    check_positive,
+    full_precision,
+    unit_rows,
+)
 
 
 def mec_loss_func(
@@ -73,7 +78,7 @@ def mec_loss_terms(
         )
     check_positive("mec_loss_func", lamda_inv=lamda_inv)
     with autocast_off(z1.device):
-        rows = [F.normalize(x) for x in full_precision(z1, z2, p1.detach(), p2.detach())]
+        rows = [unit_rows(x) for x in full_precision(z1, z2, p1.detach(), p2.detach())]
         z1, z2, p1, p2 = gather_packed(*rows)
         traces = _PowerTraces.apply(p1, z2, lamda_inv, order)
         traces = traces + _PowerTraces.apply(p2, z1, lamda_inv, order)
