@@ -80,14 +80,15 @@ def explicit(z1, z2, R, mu, alpha, la_R, la_mu, eps, normalize):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_other_constants_over_steps(leaf, normalize):
+@pytest.mark.parametrize("dim", [4, 128, 300])  # one strip of the covariance, and several
+def test_other_constants_over_steps(leaf, dim, normalize):
     constants = {"alpha": 3.0, "la_R": 0.4, "la_mu": 0.7, "eps": 1e-3}
-    criterion = CorInfoMaxLoss(4, R_ini=2.0, normalize=normalize, **constants)
-    R = [2.0 * torch.eye(4, dtype=torch.float64)] * 2
-    mu = [torch.zeros(4, dtype=torch.float64)] * 2
+    criterion = CorInfoMaxLoss(dim, R_ini=2.0, normalize=normalize, **constants)
+    R = [2.0 * torch.eye(dim, dtype=torch.float64)] * 2
+    mu = [torch.zeros(dim, dtype=torch.float64)] * 2
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        x = [torch.randn(9, 4, dtype=torch.float64, generator=generator) + k for k in (0, 1)]
+        x = [torch.randn(9, dim, dtype=torch.float64, generator=generator) + k for k in (0, 1)]
         ours, theirs = [leaf(v) for v in x], [leaf(v) for v in x]
         loss = criterion(*ours)
         expected, new = explicit(*theirs, R, mu, normalize=normalize, **constants)
