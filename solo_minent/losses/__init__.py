@@ -2,6 +2,7 @@
 
 Every `…_terms` returns the parts whose weighted sum (weights in its docstring) is the loss. On
 several ranks the value is that of the global batch; gradients follow `solo_minent.distributed`.
+Those of MEC, TWIST and CorInfoMax are closed forms, without a second derivative (an error).
 """
 
 from solo_minent.losses.corinfomax import CorInfoMaxLoss

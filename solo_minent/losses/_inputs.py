@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import world_size
 from solo_minent.errors import UserError
@@ -92,6 +91,43 @@ def autocast_off(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For an autograd function's `backward`, a closed form: a derivative of it is an error.
+
+    `once_differentiable` would often let it pass for zero: it minds the graph of the incoming
+    gradients only, and none in `autograd.grad`. The last saved tensor must be an output of the
+    function, whose graph leads to its inputs.
+    """
+
+    @wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            result = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # no create_graph
+            return result
+        several = result if isinstance(result, tuple) else (result,)
+        output = ctx.saved_tensors[-1]
+        several = _NoSecondDerivative.apply(len(several), *several, output, *grads)
+        return several if isinstance(result, tuple) else several[0]
+
+    return wrapper
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The first `count` tensors as they are; they depend on all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise UserError(
+            "second derivative of a loss: MEC, TWIST and CorInfoMax have first ones only, in "
+            "closed form. Write the formula of the loss's module in plain torch for a second one."
+        )
+
+
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of unit length, as `F.normalize` makes them, with fewer passes backward.
 
@@ -108,12 +144,12 @@ class _UnitRows(torch.autograd.Function):
         divisor = length.clamp_min(_SHORTEST)
         unit = x / divisor
         # Through a length that was clamped nothing flows.
-        ctx.save_for_backward(unit, divisor, length > _SHORTEST)
+        ctx.save_for_backward(divisor, length > _SHORTEST, unit)
         return unit
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        unit, divisor, moves = ctx.saved_tensors
+        divisor, moves, unit = ctx.saved_tensors
         along = (grad * unit).sum(dim=1, keepdim=True) * moves
         return torch.addcmul(grad, unit, along, value=-1).div_(divisor)

@@ -29,11 +29,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
-from solo_minent.losses._inputs import autocast_off, check_batch, full_precision, unit_rows
+from solo_minent.losses._inputs import (
+    autocast_off,
+    check_batch,
+    first_derivative_only,
+    full_precision,
+    unit_rows,
+)
 
 _STRIP = 128  # columns; narrower ones waste more time than they save
 
@@ -190,17 +195,17 @@ class _RunningLogdets(torch.autograd.Function):
             h.sub_(mu[k])
             _add_gram(R[k], h, ctx.scale)
         logdets, factors = _logdet(R, eps)
-        ctx.save_for_backward(z1, z2, mu, factors)
+        ctx.save_for_backward(z1, z2, mu, factors, logdets)
         ctx.mark_non_differentiable(R, mu)
         ctx.set_materialize_grads(False)
         return logdets, R, mu
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9
-        z1, z2, mu, factors = ctx.saved_tensors
+        z1, z2, mu, factors, _ = ctx.saved_tensors
         inverses = _inverse(factors).mul_((2 * ctx.scale * grad)[:, None, None])
 
         def grad_of(z: Tensor, mu: Tensor, inverse: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather_packed
 from solo_minent.errors import UserError
@@ -35,6 +34,7 @@ from solo_minent.losses._inputs import (
     autocast_off,
     check_batch,
     check_positive,
+    first_derivative_only,
     full_precision,
     unit_rows,
 )
@@ -116,24 +116,26 @@ class _PowerTraces(torch.autograd.Function):
     def forward(ctx: Any, p: Tensor, z: Tensor, lamda_inv: float, order: int) -> Tensor:
         ctx.lamda_inv, ctx.order = lamda_inv, order
         if order == 1:
-            ctx.save_for_backward(p)
-            return ((p * z).sum() / lamda_inv)[None]
+            traces = ((p * z).sum() / lamda_inv)[None]
+            ctx.save_for_backward(p, traces)
+            return traces
         m, d = p.shape
         ctx.by_features = d < m
         pair = (p.T, z) if ctx.by_features else (p, z.T)
         powers = [torch.addmm(p.new_zeros(()), *pair, beta=0, alpha=1 / lamda_inv)]
         while len(powers) < (order + 1) // 2:
             powers.append(powers[-1] @ powers[0])
-        ctx.save_for_backward(p, *powers)
         traces = [power.trace() for power in powers]
         for k in range(len(powers) + 1, order + 1):
             traces.append((powers[-1] * powers[k - len(powers) - 1].T).sum())
-        return torch.stack(traces)
+        traces = torch.stack(traces)
+        ctx.save_for_backward(p, *powers, traces)
+        return traces
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        p, *powers = ctx.saved_tensors
+        p, *powers, _ = ctx.saved_tensors
         with autocast_off(p.device):
             scales = grad * torch.arange(1, ctx.order + 1, device=p.device) / ctx.lamda_inv
             if ctx.order == 1:

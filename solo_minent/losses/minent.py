@@ -179,6 +179,8 @@ def _normalise(heads: list[Tensor], norm: str) -> list[Tensor]:
     """`norm` of every column over the rows of all ranks (for softmax, its logarithm)."""
     if norm == "bn" and not is_distributed():
         return [F.batch_norm(x, None, None, training=True, eps=_BN_EPS) for x in heads]
+    if norm == "l2" and not is_distributed():
+        return [F.normalize(x, dim=0, eps=_L2_EPS) for x in heads]
     if norm == "bn":
         rows = heads[0].shape[0] * world_size()
         means = _packed(global_sum, [x.sum(dim=0) / rows for x in heads])

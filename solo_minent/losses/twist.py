@@ -32,7 +32,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from solo_minent.distributed import gather, global_mean, world_size
 from solo_minent.errors import UserError
@@ -41,6 +40,7 @@ from solo_minent.losses._inputs import (
     check_batch,
     check_list,
     check_positive,
+    first_derivative_only,
     full_precision,
 )
 
@@ -304,7 +304,6 @@ class _SoftmaxTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         p = [f.softmax(dim=-1) for f in views]
         log_p = [(own + eps).log_() for own in p]
-        ctx.save_for_backward(*p, *log_p)
         ctx.num_large, ctx.eps = num_large, eps
         divergence = sum(
             (p[i] - p[j]).mul_(log_p[i] - log_p[j]).sum()
@@ -312,15 +311,17 @@ class _SoftmaxTerms(torch.autograd.Function):
             for j in range(i + 1, len(p))
         )
         entropies = -torch.stack([(own * log).sum() for own, log in zip(p, log_p, strict=True)])
+        ctx.save_for_backward(*p, *log_p, entropies)
         return divergence, entropies, torch.stack([own.mean(dim=0) for own in p])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
         ctx: Any, of_divergence: Tensor, of_entropies: Tensor, of_means: Tensor
     ) -> tuple[Tensor | None, ...]:
-        views = len(ctx.saved_tensors) // 2
-        p, log_p = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
+        *kept, _ = ctx.saved_tensors
+        views = len(kept) // 2
+        p, log_p = kept[:views], kept[views:]
         # A local's partners are the large crops, a large crop's all views but itself: with itself
         # in the sum as well, its own terms count once more.
         partners = {n: (sum(p[:n]), sum(log_p[:n])) for n in (views, ctx.num_large)}

@@ -52,7 +52,8 @@ class MultiHead(nn.Module):
 
     On an accelerator, where each of many small kernels waits for its start, the heads are computed
     together; on a CPU one after the other is faster, and so it stays where processes share the
-    statistics of batch norms. Parameters and buffers are those of the single heads either way.
+    statistics of batch norms, and for heads of a single layer. Parameters and buffers are those of
+    the single heads either way.
     """
 
     def __init__(self, features_dim: int, heads: list[int], hidden_dim: int, num_layers: int):
@@ -61,7 +62,7 @@ class MultiHead(nn.Module):
         self.heads = nn.ModuleList(mlp([features_dim, *hidden, d]) for d in heads)
 
     def forward(self, feats: Tensor) -> list[Tensor]:
-        if feats.device.type == "cpu" or self._synchronised():
+        if feats.device.type == "cpu" or len(self.heads[0]) == 1 or self._synchronised():
             return [head(feats) for head in self.heads]
         return self._together(feats)
 

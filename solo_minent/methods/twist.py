@@ -3,6 +3,9 @@
 Paper: Wang et al., "Self-Supervised Learning by Estimating Twin Class Distributions", IEEE TIP 32
 (2023), arXiv 2110.07402. Recipe: github.com/bytedance/TWIST @ 796d36e. The self-labelling stage
 crops harder in a recipe with `late_augmentations`.
+
+Deviation: each view goes through the backbone by itself, as in solo-learn, and its batch norms see
+one view at a time; the original's see all crops of one size together.
 """
 
 from __future__ import annotations
@@ -103,6 +106,7 @@ class BunchNorm(nn.Module):
     ):
         super().__init__()
         self.bunch_size, self.eps, self.momentum = bunch_size, eps, momentum
+        self._groups: dict[int, distributed.ProcessGroup] = {}
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
@@ -141,9 +145,12 @@ class BunchNorm(nn.Module):
     def _group(self, ranks: int) -> distributed.ProcessGroup | None:
         if ranks == 1:
             return None
-        if not hasattr(self, "_process_group"):
-            self._process_group, _ = distributed.new_subgroups(group_size=ranks)
-        return self._process_group
+        if ranks not in self._groups:
+            self._groups[ranks], _ = distributed.new_subgroups(group_size=ranks)
+        return self._groups[ranks]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_groups": {}}  # they can be neither copied nor saved
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:

@@ -8,6 +8,7 @@
 6. MinEnt with a list of one head equals MinEnt with the tensor.
 7. All losses are symmetric in the two views.
 8. All losses leave their inputs untouched and need no gradient to run.
+9. A second derivative is right or an error, never silently zero.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from solo_minent.errors import UserError
 from solo_minent.losses import (
     CorInfoMaxLoss,
     mec_loss_func,
@@ -134,3 +136,29 @@ def test_8_inputs_are_left_alone(name):
     loss = ALL[name](a, b)
     assert loss.shape == () and not loss.requires_grad
     assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])
+
+
+@pytest.mark.parametrize("route", ["grad", "backward", "hessian"])
+@pytest.mark.parametrize(
+    "name", ["mec", "mec of order 1", "twist", "twist_multicrop", "corinfomax"]
+)
+def test_9_no_second_derivative_is_an_error(name, route):
+    losses = {**ALL, "mec of order 1": lambda a, b: mec_loss_func(a, b, b.detach(), b, 8.0, 1)}
+    a, b = randn(12, 6, seed=1).requires_grad_(), randn(12, 6, seed=2)
+    # What is added has a second derivative: in the sum that of the loss must not be missing.
+    loss = losses[name](a, b) + (a**3).sum()
+    (gradient,) = torch.autograd.grad(loss, a, create_graph=True)
+    (plain,) = torch.autograd.grad(losses[name](a, b) + (a**3).sum(), a)
+    assert torch.equal(gradient, plain)
+    with pytest.raises(UserError, match="second derivative of a loss"):
+        if route == "grad":
+            torch.autograd.grad(gradient.square().sum(), a)
+        elif route == "backward":
+            gradient.square().sum().backward()
+        else:
+            torch.autograd.functional.hessian(lambda x: losses[name](x, b), a.detach())
+
+
+def test_9_second_derivative_of_minent():
+    a, b = randn(4, 3, seed=1).requires_grad_(), randn(4, 3, seed=2)
+    assert torch.autograd.gradgradcheck(lambda x: minent_loss_func(x, b), a)

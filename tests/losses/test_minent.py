@@ -89,6 +89,14 @@ def test_targets_are_those_of_torchs_own_normalisation(norm):
     assert torch.equal(minent_targets(g, norm), reference.argmax(dim=1))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("columns", [9, 37])
+def test_ties_of_equal_units_go_to_the_first(norm, columns):
+    # Sums over the batch must not depend on where in memory a unit lies.
+    unit = torch.randn(128, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert not minent_targets(unit.expand(-1, columns).contiguous(), norm).any()
+
+
 def test_targets_carry_no_gradient_and_ties_go_to_the_first_unit():
     g = torch.zeros(4, 3, requires_grad=True)
     targets = minent_targets(g, "none")

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from solo_minent.losses import (
     twist_loss_func,
@@ -17,6 +16,7 @@ from solo_minent.losses import (
     twist_teacher_loss_func,
     twist_teacher_loss_terms,
 )
+from solo_minent.methods.twist import BunchNorm
 
 
 def student_views(waves, n, c, s=2.0):
@@ -48,10 +48,13 @@ def test_golden_two_views(golden, waves, leaf, close, index):
     case = (cases(golden, "default") + cases(golden, "vit"))[index]
     dtype = getattr(torch, case["dtype"])
     f1, f2 = (leaf(f, dtype) for f in student_views(waves, *case["shape"], case["scale_s"])[:2])
-    logits = torch.cat([f1, f2])
+    a, b = f1, f2
     if case["bn_before_softmax_over_both_views"]:
-        logits = F.batch_norm(logits, None, None, training=True)
-    a, b = logits.chunk(2)
+        rows, classes = case["shape"]
+        norm = BunchNorm(classes, rows).to(dtype)
+        a, b = norm([f1, f2])
+        close(norm.running_mean.norm(), case["bn_running_mean_norm"], dtype, "running mean")
+        close(norm.running_var.norm(), case["bn_running_var_norm"], dtype, "running variance")
 
     loss = twist_loss_func(a, b, case["lam1"], case["lam2"], case["tau"], case["EPS"])
     loss.backward()

@@ -1,10 +1,20 @@
 """Methods without a host: mixed into a bare module with a tiny backbone."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from solo_minent.methods import Progress, available
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("mec") is tests/golden/mec.json."""
+    folder = Path(__file__).parents[1] / "golden"
+    return lambda name: json.loads((folder / f"{name}.json").read_text())
 
 
 @pytest.fixture

@@ -56,25 +56,19 @@ def test_twenty_steps_lower_the_loss(make_method, step, name):
     assert losses[-1] < losses[5]
 
 
-def test_mec_schedules_equal_the_official_ones(make_method):
-    # xinliu20/MEC @ 35045dc: 100 epochs of 1251 iterations, batch 1024, d 2048, eps 64.
-    index = [0, 1, 6255, 12509, 12510, 12511, 62550, 125099]
-    lamda_inv = [256.0, 255.98209289311694, 143.99104644655847, 32.0, 32.0, 32.0, 32.0, 32.0]
-    momentum = [
-        0.996,
-        0.9960000000006306,
-        0.9960246233188097,
-        0.9960978714475376,
-        0.9960978869674096,
-        0.9960979024884814,
-        0.998,
-        0.9999999999993694,
-    ]
+def test_mec_schedules_equal_the_official_ones(golden, make_method):
     method = make_method("mec", output_dim=2048, hidden_dim=4, pred_hidden_dim=4)
-    for i, expected_lamda, expected_momentum in zip(index, lamda_inv, momentum, strict=True):
-        progress = Progress(i, 125100, i // 1251, 100)
-        assert method.lamda_inv(1024, progress) == pytest.approx(expected_lamda, rel=1e-12)
-        assert method.teacher_momentum(progress) == pytest.approx(expected_momentum, rel=1e-12)
+    full, tiny = golden("mec")["schedules"], golden("mec")["schedules_tiny"]
+    assert (len(full["index"]), len(tiny["momentum"])) == (8, 60)
+    for run, index, lamda_inv, momentum in (
+        (full, full["index"], "lamda_inv(256->32,warmup10)", "teacher_momentum(0.996->1)"),
+        (tiny, range(60), "lamda_inv", "momentum"),
+    ):
+        epochs, steps = run["epochs"], run["iters_per_epoch"]
+        for i, *expected in zip(index, run[lamda_inv], run[momentum], strict=True):
+            progress = Progress(i, epochs * steps, i // steps, epochs)
+            found = method.lamda_inv(1024, progress), method.teacher_momentum(progress)
+            assert found == pytest.approx(expected, rel=1e-12), i
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])

@@ -56,6 +56,12 @@ def test_heads_together_under_autocast(dtype):
             torch.testing.assert_close(other, one, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_heads_of_one_layer(device):
+    outputs = heads(1).to(device)(torch.zeros(6, 12, dtype=torch.float64, device=device))
+    assert [g.shape for g in outputs] == [(6, d) for d in WIDTHS]
+
+
 def test_accelerators_compute_the_heads_together(monkeypatch):
     module, called = heads(3), []
     monkeypatch.setattr(module, "_together", called.append)

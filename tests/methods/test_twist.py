@@ -1,11 +1,13 @@
 """TWIST's bunch norm and its two stages."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from solo_minent.errors import UserError
-from solo_minent.methods import Progress
+from solo_minent.methods import Progress, twist
 from solo_minent.methods.twist import BunchNorm, TwistHead, TWISTParams
 
 SMALL = {"hidden_dim": 16, "output_dim": 8, "bunch_size": 8}
@@ -40,6 +42,16 @@ def test_gradient_flows_through_the_statistics():
     assert torch.autograd.gradcheck(lambda a, b: tuple(norm([a, b])), views)
 
 
+def test_groups_follow_the_number_of_ranks_and_stay_out_of_copies(monkeypatch):
+    norm = BunchNorm(3, 8)
+    monkeypatch.setattr(
+        twist.distributed, "new_subgroups", lambda group_size: (f"of {group_size}", [])
+    )
+    assert [norm._group(ranks) for ranks in (1, 2, 4, 2)] == [None, "of 2", "of 4", "of 2"]
+    # Process groups, which these stand for, can be neither copied nor saved.
+    assert copy.deepcopy(norm)._groups == {} and norm._groups != {}
+
+
 def test_half_precision_logits_are_normalised_in_float32():
     out = BunchNorm(3, 4)([torch.randn(4, 3).bfloat16() for _ in range(2)])
     assert all(view.dtype == torch.float32 for view in out)
@@ -71,6 +83,21 @@ def test_teacher_momentum_ends_with_the_first_stage(make_method):
     assert method.teacher_momentum(Progress(0, 100, 0, 10)) == pytest.approx(0.996)
     assert method.teacher_momentum(Progress(80, 100, 8, 10)) == 1.0
     assert method.teacher_momentum(Progress(99, 100, 9, 10)) == 1.0
+
+
+def test_quantile_rises_as_in_the_official_code(golden, make_method, step, monkeypatch):
+    method = make_method("twist", **SMALL, self_label_epoch=800)
+    seen, original = [], twist.twist_self_label_loss_func
+
+    def noting(logits, quantile, *args, **kwargs):
+        seen.append(quantile)
+        return original(logits, quantile, *args, **kwargs)
+
+    monkeypatch.setattr(twist, "twist_self_label_loss_func", noting)
+    expected = golden("twist")["quantile_schedule(0.5->0.6,50ep,625it)"]
+    for index in map(int, expected):
+        step(method, progress=Progress(800 * 625 + index, 850 * 625, 800 + index // 625, 850))
+    assert seen == pytest.approx(list(expected.values()), rel=1e-12)
 
 
 def test_lam1_weighs_sharpness(make_method, step):
