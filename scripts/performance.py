@@ -2,9 +2,9 @@
 
     python scripts/performance.py
 
-Reads zoo/results/bench-*.csv and, of a GPU, zoo/results/gpu/bench-*.csv. A goal that was not
-reached needs its reason in zoo/results/performance_notes.yaml (`<goal>_<cpu or cuda>: why`);
-without one nothing is written.
+Reads zoo/results/bench-*.csv and, of a GPU, zoo/results/gpu/bench-*.csv; of several machines or
+commits it says which figures are whose. A goal that was not reached needs its reason in
+zoo/results/performance_notes.yaml (`<goal>_<cpu or cuda>: why`); without one nothing is written.
 """
 
 from __future__ import annotations
@@ -45,13 +45,20 @@ def section(results: Path) -> str:
         UserError: a csv is damaged or of a smoke test, a goal unreached without a reason.
     """
     folders = [results, results / "gpu"]
-    for folder in folders:
-        for name in FILES.values():
-            if any(row.get("sizes") == "tiny" for row in read_rows(folder / name)):
-                raise UserError(
-                    f"results are of a smoke test: {folder / name} (--tiny). Figures need full "
-                    "sizes. Measure again without --tiny."
-                )
+    for file in (folder / name for folder in folders for name in FILES.values()):
+        rows = read_rows(file)
+        if any(row.get("sizes") == "tiny" for row in rows):
+            raise UserError(
+                f"results are of a smoke test: {file} (--tiny). Figures need full sizes. Measure "
+                "again without --tiny."
+            )
+        try:
+            [_machine(row, row.get("device", "cpu")) for row in rows]
+        except (IndexError, KeyError, SyntaxError, TypeError, ValueError) as error:
+            raise UserError(
+                f"results are damaged: {file} ({type(error).__name__}: {error}). A csv that "
+                "solo-minent bench wrote was expected. Measure again."
+            ) from error
     found = read_goals(folders)
     for result in found:
         if result.reached is False and not result.note:
@@ -72,17 +79,20 @@ def section(results: Path) -> str:
 
 
 def _machines(folders: list[Path]) -> str:
+    """A line for each machine and number of pairs, with the files that are of it."""
     lines = []
     for device, word in DEVICES.items():
         seen: dict[str, list[str]] = {}
-        for file in FILES.values():
+        for name, file in FILES.items():
             for folder in folders:
                 rows = [r for r in read_rows(folder / file) if r.get("device", "cpu") == device]
                 if rows:
-                    seen.setdefault(_machine(rows[0], device), []).append(_turns(rows))
+                    for where in dict.fromkeys(
+                        f"{_machine(row, device)}, n = {_turns(row)}" for row in rows
+                    ):
+                        seen.setdefault(where, []).append(name)
                     break
-        for machine, turns in seen.items():
-            lines.append(f"- {word}: {machine}, n = {', '.join(sorted(set(filter(None, turns))))}")
+        lines += [f"- {word}: {where}: {', '.join(names)}" for where, names in seen.items()]
         if not seen:
             lines.append(f"- {word}: not measured yet")
     return "\n".join(lines)
@@ -95,11 +105,12 @@ def _machine(row: dict[str, str], device: str) -> str:
     hardware = f"{row['cpus']} cores ({row['cpu']}, {row['threads']} threads)"
     if device == "cuda":
         hardware = f"{ast.literal_eval(row['gpus'])[0]}, {hardware}"
-    return f"{hardware}, Python {row['python']}, {', '.join(versions)}, commit {row['commit']}"
+    commit = f"commit {row['commit']}" if row["commit"] else "commit not recorded"
+    return f"{hardware}, Python {row['python']}, {', '.join(versions)}, {commit}"
 
 
-def _turns(rows: list[dict[str, str]]) -> str:
-    return rows[0].get("pairs") or rows[0].get("repeats") or rows[0].get("rounds") or ""
+def _turns(row: dict[str, str]) -> str:
+    return row.get("pairs") or row.get("repeats") or row["rounds"]
 
 
 def _goals(found: list[Result]) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_minent.allowed import check_one_of
-from solo_minent.bench.goals import FILES, PICTURE, print_goals
+from solo_minent.bench.goals import FILES, PICTURE, print_goals, read_rows
 from solo_minent.bench.losses import check_turns, pick_devices
-from solo_minent.bench.output import check_writable, print_rows, write_rows
+from solo_minent.bench.output import check_writable, fingerprint, print_rows, write_rows
 from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ STEPS = ("step", "phases", "loop")
 # Two views of 16 images take a ResNet-18 of CIFAR about two seconds on two cores.
 CPU_STEP = ("accelerator=cpu", "precision=32-true", "data.format=device", "optimizer.batch_size=16")
 GPU_STEP = ("accelerator=gpu", "data.format=device")
-CPU_WINDOW, GPU_WINDOW = 2, 20  # steps of the training loop in one turn
+WINDOWS = {"cpu": 2, "cuda": 20}  # steps of the training loop in one turn
 TINY_STEP = (
     "optimizer.batch_size=8",
     "backbone.name=timm:resnet10t",
@@ -46,6 +48,7 @@ class Settings:
         only: losses or methods; none are all.
         overrides: of the recipes that steps come from.
         config: what the loaders are measured with; without it they are not.
+        run: fingerprint of all this. A csv of the same one is not measured again.
     """
 
     devices: Sequence[str] = ()
@@ -55,6 +58,7 @@ class Settings:
     only: Sequence[str] = ()
     overrides: Sequence[str] = ()
     config: RunConfig | None = None
+    run: str = ""
 
     def check(self) -> None:
         """Raises UserError where something cannot be measured."""
@@ -64,7 +68,7 @@ class Settings:
     @property
     def about(self) -> dict[str, Any]:
         """What is written into every row besides versions and hardware."""
-        return {"sizes": "tiny" if self.tiny else "full"}
+        return {"sizes": "tiny" if self.tiny else "full"} | ({"run": self.run} if self.run else {})
 
 
 def measure_losses(settings: Settings, csv: Path | None = None) -> None:
@@ -72,9 +76,9 @@ def measure_losses(settings: Settings, csv: Path | None = None) -> None:
     from solo_minent.bench.losses import bench_losses
 
     s = settings
-    rows = bench_losses(s.devices, s.only, s.pairs, s.seconds, s.tiny)
     caption = "plain: the formula of the paper; medians of turns; MiB: peak beyond the inputs"
-    _show("Losses, forward and backward", rows, csv, s.about, caption)
+    measure = partial(bench_losses, s.devices, s.only, s.pairs, s.seconds, s.tiny)
+    _show("Losses, forward and backward", s, csv, measure, caption)
 
 
 def measure_steps(settings: Settings, csv: Path | None = None) -> None:
@@ -91,17 +95,16 @@ def measure_steps(settings: Settings, csv: Path | None = None) -> None:
     def loop() -> list[dict[str, Any]]:
         rows = []
         for device, own in configs.items():
-            window = CPU_WINDOW if device.type == "cpu" else GPU_WINDOW
-            rows += step.bench_loop(own, s.pairs, window)
+            rows += step.bench_loop(own, s.pairs, WINDOWS[device.type])
         return rows
 
-    for kind, title, rows in (
+    for kind, title, measure in (
         ("", "Training steps", lambda: step.bench_step(flat, s.pairs, s.seconds)),
         ("-phases", "Phases of a step", lambda: step.bench_phases(flat, s.pairs, s.seconds)),
         ("-loop", "Images a second", loop),
     ):
         file = csv and csv.with_name(f"{csv.stem}{kind}{csv.suffix}")
-        _show(title, rows(), file, s.about)
+        _show(title, s, file, measure)
 
 
 def measure_knn(settings: Settings, csv: Path | None = None, **options: Any) -> None:
@@ -112,19 +115,19 @@ def measure_knn(settings: Settings, csv: Path | None = None, **options: Any) -> 
     sizes = Sizes(**options)
     if settings.tiny:
         sizes = replace(sizes, train=3000, test=200, width=16)
-    rows = bench_knn(sizes, data, settings.pairs)
     caption = "extra: peak beyond what was held before (features and all); medians of the rounds"
     same = about(sizes)
     title = ", ".join(f"{key} {value}" for key, value in same.items())
-    _show(title, rows, csv, same | settings.about, caption)
+    measure = partial(bench_knn, sizes, data, settings.pairs)
+    _show(title, settings, csv, measure, caption, same)
 
 
 def measure_startup(settings: Settings, csv: Path | None = None) -> None:
     """`bench_startup`, printed and written."""
     from solo_minent.bench.startup import bench_startup
 
-    rows = bench_startup(settings.pairs, ["accelerator=cpu"])
-    _show("Start-up", rows, csv, {**settings.about, "device": "cpu"})
+    measure = partial(bench_startup, settings.pairs, ["accelerator=cpu"])
+    _show("Start-up", settings, csv, measure, about={"device": "cpu"})
 
 
 def measure_growth(settings: Settings, csv: Path | None = None) -> None:
@@ -133,8 +136,8 @@ def measure_growth(settings: Settings, csv: Path | None = None) -> None:
     from solo_minent.bench.growth_picture import draw_growth
 
     s = settings
-    rows = bench_growth(s.devices, s.pairs, s.seconds / 2, s.tiny)
-    _show("Growth", rows, csv, s.about, "a loader's ms are those of 1,000 images")
+    measure = partial(bench_growth, s.devices, s.pairs, s.seconds / 2, s.tiny)
+    rows = _show("Growth", s, csv, measure, "a loader's ms are those of 1,000 images")
     caption = (
         "exponents by least squares; last: of the last doubling; 1 s, 1 GiB at: where that leads to"
     )
@@ -150,9 +153,11 @@ def measure_loaders(settings: Settings, csv: Path | None = None) -> None:
     from solo_minent.bench.loaders import bench_loaders, print_loaders
 
     assert settings.config is not None
+    if _measured_before("Loaders", settings, csv):
+        return
     seconds = 0.05 if settings.tiny else 3.0
     found = bench_loaders(settings.config, seconds=seconds, rounds=settings.pairs)
-    print_loaders(settings.config, found, csv)
+    print_loaders(settings.config, found, csv, settings.about)
 
 
 PARTS: dict[str, Callable[[Settings, Path | None], None]] = {
@@ -167,6 +172,9 @@ PARTS: dict[str, Callable[[Settings, Path | None], None]] = {
 
 def bench_all(folder: Path, settings: Settings, parts: Sequence[str] = ()) -> None:
     """Measures part after part; each csv is there as soon as its part is done. Then the goals.
+
+    Started again after it was stopped it goes on: a csv of the same code, machine, versions and
+    settings stays.
 
     Args:
         folder: where the csv files go, by the names of `goals.FILES`.
@@ -187,12 +195,14 @@ def bench_all(folder: Path, settings: Settings, parts: Sequence[str] = ()) -> No
     chosen = [name for name in PARTS if name in parts or not parts]
     if settings.config is None and "loader" in chosen:
         chosen.remove("loader")
-    if "step" in chosen:  # overrides that no recipe takes are found before the first measurement
+    if "step" in chosen:  # what is wrong with overrides or data shows before the first measurement
         for device in pick_devices(settings.devices):
             _step_configs(settings, device)
     for name in (*chosen, *(STEPS if "step" in chosen else ())):
         check_writable(folder / FILES[name])
-    for name in chosen:
+    settings = replace(settings, run=fingerprint(asdict(settings)))
+    for number, name in enumerate(chosen, 1):
+        print(f"part {number} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
         PARTS[name](settings, folder / FILES[name])
     print_goals([folder, folder / "gpu"])
     if settings.tiny:
@@ -214,16 +224,42 @@ def _step_configs(settings: Settings, device: Any) -> list[RunConfig]:
             if method in TORCHVISION_ONLY:
                 overrides.append("~backbone.kwargs.zero_init_residual")
         found += step.step_configs([method], [*overrides, *settings.overrides])
+    for config in found:
+        if (config.accelerator == "cpu") != (device.type == "cpu"):
+            raise UserError(
+                f"device is said twice: accelerator={config.accelerator} on {device.type}. Steps "
+                "are measured on the devices of --device. Leave accelerator out."
+            )
+        step.check_loop(config, WINDOWS[device.type])
     return found
 
 
 def _show(
     title: str,
-    rows: list[dict[str, Any]],
+    settings: Settings,
     csv: Path | None,
-    about: dict[str, Any],
+    measure: Callable[[], list[dict[str, Any]]],
     caption: str = "",
-) -> None:
+    about: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Measures, writes and prints; or takes what the same run wrote before it was stopped."""
+    if rows := _measured_before(title, settings, csv):
+        return rows
+    rows = measure()
     if csv is not None:
-        write_rows(csv, rows, about)
+        write_rows(csv, rows, {**(about or {}), **settings.about})
     print_rows(title, rows, caption)
+    return rows
+
+
+def _measured_before(title: str, settings: Settings, csv: Path | None) -> list[dict[str, Any]]:
+    """The rows of a csv that the same run wrote."""
+    rows: list[dict[str, Any]] = []
+    if settings.run and csv is not None:
+        with suppress(UserError):  # a damaged one is written anew
+            rows = [{**row} for row in read_rows(csv)]
+    if any(row.get("run") != settings.run for row in rows):
+        return []
+    if rows:
+        print(f"{title}: measured before, in {csv}. Without that file it is measured again.")
+    return rows

@@ -111,17 +111,20 @@ class Result:
 
     @property
     def measured(self) -> str:
-        """The figures, the worst one first and with its spread."""
+        """The figures with their spread, the worst one first."""
         if not self.parts:
             return "not measured yet"
         sign = 1 if self.goal.at_least else -1
-        worst, *others = sorted(self.parts, key=lambda part: sign * part.value)
+        ordered = sorted(self.parts, key=lambda part: sign * part.value)
+        return ", ".join(self._words(part) for part in ordered)
+
+    def _words(self, part: Part) -> str:
         figure = self.goal.figure
-        text = f"{worst.name} {figure(worst.value)}".strip()
-        if worst.low < worst.high:
-            ends = (figure(end).removesuffix(self.goal.unit).strip() for end in worst[2:])
+        text = f"{part.name} {figure(part.value)}".strip()
+        if part.low < part.high:
+            ends = (figure(end).removesuffix(self.goal.unit).strip() for end in part[2:])
             text += f" ({' to '.join(ends)})"
-        return ", ".join([text, *(f"{part.name} {figure(part.value)}" for part in others)])
+        return text
 
 
 def _faster(loss: str, shape: str = "") -> Callable[[Sequence[Row]], list[Part]]:
@@ -224,6 +227,8 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     try:
         with open(file, newline="", encoding="utf-8") as opened:
             rows = list(csv.DictReader(opened, strict=True))
+        if any(None in (*row, *row.values()) for row in rows):
+            raise csv.Error("a line has another number of columns than the first")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"results are damaged: {file} ({error}). A csv that solo-minent bench wrote was "

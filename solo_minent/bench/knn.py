@@ -7,6 +7,7 @@ both, and the peak of one's memory is not the other's.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 from solo_minent.allowed import Range, check_one_of, check_ranges
 from solo_minent.bench.pairs import ratio
+from solo_minent.console import progress_bar
 from solo_minent.errors import UserError
 
 SIDES = ("solo-learn", "solo_minent")
@@ -67,12 +69,14 @@ def bench_knn(
     ranges = {"train": Range(K, 50_000), "test": Range(CLASSES, 10_000), "width": Range(1, 512)}
     check_ranges(sizes, {**ranges, "threads": Range(0, 2)}, "--")
     rows = []
-    for name in data:
-        for distance in DISTANCES:
+    with progress_bar() as bar:
+        task = bar.add_task("kNN", total=len(data) * len(DISTANCES) * pairs * len(SIDES))
+        for name, distance in itertools.product(data, DISTANCES):
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
             for turn in range(pairs):
                 for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
                     runs[side].append(_run(sizes, name, distance, side))
+                    bar.advance(task)
             rows += [_row(name, distance, side, runs[side], runs[SIDES[0]]) for side in SIDES]
     return rows
 
@@ -82,7 +86,7 @@ def about(sizes: Sizes) -> dict[str, Any]:
     from solo_minent import host
 
     fixed = {"k": K, "temperature": TEMPERATURE, "solo_learn_version": host.VERSION}
-    points = {key: value for key, value in asdict(sizes).items() if key != "threads"}
+    points = {key: value for key, value in asdict(sizes).items() if key != "threads" or value}
     return {**points, **fixed, "device": "cpu"}
 
 

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from solo_minent.allowed import Range, check_one_of, check_range
-from solo_minent.bench.output import print_rows, write_rows
+from solo_minent.bench.output import Row, print_rows, write_rows
 from solo_minent.checks import CHOICES, check
 from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
@@ -113,7 +113,10 @@ def bench_loaders(
 
 
 def print_loaders(
-    config: RunConfig, found: dict[str, Measurement], csv: Path | None = None
+    config: RunConfig,
+    found: dict[str, Measurement],
+    csv: Path | None = None,
+    same: Row | None = None,
 ) -> None:
     """Prints measurements as two tables, and writes them with versions and hardware as csv.
 
@@ -121,6 +124,7 @@ def print_loaders(
         config: that `bench_loaders` was given.
         found: what it returned.
         csv: file to write, one row a loader.
+        same: further columns of the csv, the same in all rows.
     """
     views = sum(view.count for view in parse_views(config.augmentations, config.data.image_size))
     rows = [_row(name, m, views, next(iter(found.values())).rate) for name, m in found.items()]
@@ -150,7 +154,8 @@ def print_loaders(
             row | {f"ms/1000 {op}": cost for op, cost in costs[row["format"]].items()}
             for row in rows
         ]
-        write_rows(csv, spelled, about)
+        device = "cuda" if _on_gpu(config) else "cpu"
+        write_rows(csv, spelled, {"device": device, **about, **(same or {})})
 
 
 def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def _without(config: RunConfig, operation: str) -> RunConfig:
 
 def measure(config: RunConfig, seconds: float) -> tuple[float, float, float, float]:
     """(images a second, busy cores, MiB, MiB of the device) of a fresh loader."""
-    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+    cuda = _on_gpu(config)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     before = _memory()
@@ -204,6 +209,10 @@ def measure(config: RunConfig, seconds: float) -> tuple[float, float, float, flo
     device = torch.cuda.max_memory_allocated() / 2**20 if cuda else 0.0
     batches.close()
     return images / elapsed, cores, memory, device
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _endless(loader: Any) -> Iterator[list]:
@@ -239,7 +248,8 @@ def _memory() -> int:
     for process in _family():
         with contextlib.suppress(psutil.Error):  # it may have ended by now
             held = process.memory_full_info()
-            total += getattr(held, "pss", held.uss)
+            # PSS is Linux's; without /proc/self/smaps psutil knows neither it nor USS.
+            total += next(getattr(held, of) for of in ("pss", "uss", "rss") if hasattr(held, of))
     return total
 
 

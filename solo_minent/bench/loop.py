@@ -20,6 +20,7 @@ from solo_minent.data.loaders import pretrain_loader
 from solo_minent.errors import UserError
 from solo_minent.pretrain import pretrain
 from solo_minent.schema import RunConfig
+from solo_minent.training.stopping import Stopped
 
 PREFETCHED = 2  # batches of each worker, PyTorch's default
 
@@ -53,9 +54,11 @@ def bench_loop(
 
     Raises:
         UserError: an epoch is too short for a window.
+        KeyboardInterrupt: stopped by Ctrl-C, SIGTERM or SIGUSR1.
     """
     rows = []
     for config in configs:
+        check_loop(config, steps)
         bare = _windows(config, pairs, steps)
         loader = {"loader": _loader_windows(config, pairs, steps)}
         size = config.optimizer.batch_size * steps
@@ -81,6 +84,18 @@ def bench_loop(
     return rows
 
 
+def check_loop(config: RunConfig, steps: int) -> None:
+    """Raises UserError where windows of `steps` cannot be measured: before anything else is."""
+    about(config)
+    batches = len(bench_images(config)) // config.optimizer.batch_size
+    needed = _settle(config) + steps + 1
+    if batches < needed:
+        raise UserError(
+            f"epoch is too short to be measured: {batches} batches. A window needs {needed}. Lower "
+            "optimizer.batch_size."
+        )
+
+
 class _Enough(Exception):
     """All windows are measured."""
 
@@ -95,13 +110,6 @@ class _Turns(Callback):
         self.seconds: dict[str, list[float]] = {name: [] for name in (*others, "loop")}
         self.done = 0  # steps of the window under way, with those that are not counted
         self.start = 0.0
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.num_training_batches < self.settle + self.steps + 1:
-            raise UserError(
-                f"epoch is too short to be measured: {trainer.num_training_batches} batches. "
-                f"A window needs {self.settle + self.steps + 1}. Lower optimizer.batch_size."
-            )
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.done = 0
@@ -149,6 +157,8 @@ def _windows(config: RunConfig, pairs: int, steps: int) -> dict[str, list[float]
             pretrain(own, images=bench_images(own), observers=[turns])
         except _Enough:
             return turns.seconds
+        except Stopped:  # it has saved, but nobody goes on with this run
+            raise KeyboardInterrupt from None
     raise UserError(
         f"run is too short to be measured: {config.max_epochs} epochs. {pairs} windows of {steps} "
         "steps are needed. Raise max_epochs."

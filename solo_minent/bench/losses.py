@@ -128,7 +128,7 @@ def pick_devices(names: Sequence[str] = ()) -> list[torch.device]:
                 f"--device is not there: {name}. This machine has {', '.join(there)}. Leave "
                 "--device out, or mend what solo-minent doctor says about the accelerator."
             )
-    return [torch.device(name) for name in names or there]
+    return [torch.device(name) for name in dict.fromkeys(names or there)]
 
 
 def check_turns(pairs: int, seconds: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -37,26 +40,57 @@ def figure(value: float) -> str:
 
 def write_rows(csv: Path, rows: Sequence[Row], about: Row) -> None:
     """Writes rows, each with what is the same for all and with versions and hardware."""
-    machine = {key: str(value) for key, value in environment().items()}
-    del machine["command"]  # it names folders of the machine
-    machine |= {"cpu": _cpu(), "threads": str(torch.get_num_threads())}
-    frame = pd.DataFrame([{**row, **about, **machine} for row in rows])
+    machine = _machine()
+    # The columns in this order; `about` knows better what is in both.
+    frame = pd.DataFrame([{**row, **about, **machine, **about} for row in rows])
     write_atomic(csv, lambda temporary: frame.to_csv(temporary, index=False))
 
 
+def fingerprint(asked: Row) -> str:
+    """Figures of one fingerprint belong together: the same code, machine, versions and settings.
+
+    Args:
+        asked: settings of a measurement.
+    """
+    package = Path(__file__).parents[1]
+    found = hashlib.blake2s(digest_size=8)
+    for file in sorted(file for kind in ("*.py", "*.yaml") for file in package.rglob(kind)):
+        found.update(file.read_bytes())
+    known = {**asked, **_machine()}
+    del known["commit"]  # there may be none, and work on a dirty one goes on
+    found.update(json.dumps(known, sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
 def check_writable(file: Path) -> None:
-    """Raises UserError if a file cannot be written: before a benchmark runs, not after it."""
+    """Raises UserError if a file cannot be written: before a benchmark runs, not after it.
+
+    Missing folders go away again: what is refused for another reason leaves none.
+    """
+    missing: list[Path] = []
     try:
         if file.is_dir():
             raise IsADirectoryError(f"{file} is a folder")
+        missing = [folder for folder in file.parents if not folder.exists()]
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
+        with tempfile.NamedTemporaryFile(prefix=f".{file.name}.", dir=file.parent):
             pass
     except OSError as error:
         raise UserError(
             f"results cannot be written: {file} ({error.strerror or error}). A file in a folder "
             "that may be written is needed. Name another one."
         ) from error
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not made, or another process has put a file there
+                folder.rmdir()
+
+
+def _machine() -> dict[str, str]:
+    """Versions and hardware."""
+    found = {key: str(value) for key, value in environment().items()}
+    del found["command"]  # it names folders of the machine
+    return found | {"cpu": _cpu(), "threads": str(torch.get_num_threads())}
 
 
 def _cpu() -> str:

@@ -28,8 +28,8 @@ from solo_minent.training.compiled import compile_networks
 
 METHODS = ("minent", "mec", "twist", "corinfomax")
 CLASSES = 10
-# Of random pixels, where the data set's folder is not given.
-RANDOM_IMAGES = 10_000
+# Random pixels, where the data set's folder is not given: batches for two windows of the loop.
+RANDOM_IMAGES, RANDOM_BATCHES = 10_000, 80
 
 
 def step_configs(
@@ -49,7 +49,7 @@ def bench_images(config: RunConfig) -> ImageSet:
     """
     if config.data.root or not config.data.dataset.startswith("cifar"):
         return pretrain_images(config)
-    count = max(RANDOM_IMAGES, 20 * config.optimizer.batch_size)
+    count = max(RANDOM_IMAGES, RANDOM_BATCHES * config.optimizer.batch_size)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
     return ArrayImages(pixels, np.zeros(count, np.int64), [], "random pixels")
 

@@ -11,6 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from solo_minent.console import progress_bar
+from solo_minent.errors import UserError
+
 # Each takes a good part of a second, and a command that was not asked for it needs none of them.
 HEAVY = (
     "umap",
@@ -78,6 +81,9 @@ def bench_startup(repeats: int = 5, overrides: Sequence[str] = ()) -> list[dict[
         solo_minent.plugin", "first step of digits/minent"), seconds (median), low, high, repeats,
         modules (imported by then), unasked (of `HEAVY`, with spaces between; empty is the goal),
         "by libraries" (of `HEAVY`, what `LIBRARIES` alone import), host (solo-learn's version).
+
+    Raises:
+        UserError: a command fails.
     """
     from solo_minent import host
 
@@ -92,10 +98,11 @@ def bench_startup(repeats: int = 5, overrides: Sequence[str] = ()) -> list[dict[
         libraries = set(_run([f"{LIBRARIES}; {_TELL}"], "libraries")["heavy"])
         _run([_FIRST_STEP, *run, "name=first"], "first step")  # reads the files of them all
         found: dict[str, list[dict[str, Any]]] = {what: [] for what in sides}
-        for turn in range(repeats):
-            for what, command in sides.items():
-                named = [f"name=turn{turn}"] if len(command) > 1 else []
-                found[what].append(_run([*command, *named], what))
+        turns = [(turn, what) for turn in range(repeats) for what in sides]
+        with progress_bar() as bar:
+            for turn, what in bar.track(turns, description="startup"):
+                named = [f"name=turn{turn}"] if len(sides[what]) > 1 else []
+                found[what].append(_run([*sides[what], *named], what))
     return [_row(what, told, libraries, str(host.VERSION)) for what, told in found.items()]
 
 
@@ -105,7 +112,11 @@ def _run(command: Sequence[str], what: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", *command], capture_output=True, text=True)
     told = [line for line in done.stdout.splitlines() if line.startswith('{"at"')]
     if not told:
-        raise RuntimeError(f"{what} did not get as far:\n{done.stdout}{done.stderr}")
+        said = (done.stderr.splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UserError(
+            f"{what} has failed before its clock stopped: {said}. It must run to be measured. "
+            "See solo-minent doctor."
+        )
     found = json.loads(told[0])
     return {**found, "seconds": found["at"] - start}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_minent.bench.loop import bench_loop
+from solo_minent.bench.loop import bench_loop, check_loop
 from solo_minent.bench.pairs import in_turn, peak_memory, ratio
 from solo_minent.bench.sides import (
     METHODS,
@@ -29,12 +29,13 @@ from solo_minent.bench.sides import (
     step_configs,
     to_device,
 )
+from solo_minent.console import progress_bar
 from solo_minent.data.loaders import pretrain_loader
 from solo_minent.host.peers import PEERS
 from solo_minent.methods import Views
 from solo_minent.schema import RunConfig
 
-__all__ = ["METHODS", "bench_loop", "bench_phases", "bench_step", "step_configs"]
+__all__ = ["METHODS", "bench_loop", "bench_phases", "bench_step", "check_loop", "step_configs"]
 
 # Beside the step: where workers load or the device copies by itself, they take none of its time.
 BESIDE = ("data", "host to device")
@@ -64,7 +65,7 @@ def bench_step(
         "ratio high" (how many times faster ours is than this side, turn by turn; 1 of ours).
     """
     rows = []
-    for config in configs:
+    for config in _shown(configs, "steps"):
         batch = to_device(one_batch(config), device_of(config))
         sides = {"solo_minent": Side(config, batch)}
         sides |= {name: Side(config, batch, peer=name) for name in PEERS}
@@ -109,7 +110,7 @@ def bench_phases(
         `BESIDE`.
     """
     rows = []
-    for config in configs:
+    for config in _shown(configs, "phases"):
         batch, device = one_batch(config), device_of(config)
         there = to_device(batch, device)
         step = Side(config, there)
@@ -142,6 +143,11 @@ def bench_phases(
                 }
             )
     return rows
+
+
+def _shown(configs: Sequence[RunConfig], what: str) -> Iterator[RunConfig]:
+    with progress_bar() as bar:
+        yield from bar.track(configs, description=what)
 
 
 def _milliseconds(seconds: list[float]) -> dict[str, float]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from solo_minent.cli.configs import one_config
@@ -12,7 +16,7 @@ from solo_minent.errors import UserError
 if TYPE_CHECKING:
     from solo_minent.bench.everything import Settings
 
-STOPPED = "stopped; what was measured before is written"
+STOPPED = "stopped; what was measured before is written, and the same command goes on from there"
 
 
 def add_bench(
@@ -72,50 +76,67 @@ def add_bench(
     )
     add.set_defaults(command=_growth)
     add = what.add_parser("all", parents=[timed, steps], help="all of them, and every goal")
-    add.add_argument("--out", required=True, metavar="DIR", help="folder of the csv files")
+    add.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the csv files; goes on there"
+    )
     add.add_argument("--only", metavar="LIST", help="loss, step, knn, startup, growth, loader")
     add.add_argument("--recipe", metavar="NAME", help="measure the loader too, on its data")
     add.set_defaults(command=_all, stopped=STOPPED)
+    for add in what.choices.values():
+        add.set_defaults(command=_stoppable(add.get_default("command")))
+
+
+def _stoppable(command: Callable[[argparse.Namespace], int]) -> Callable:
+    """SIGTERM ends a benchmark as Ctrl-C does: its processes and temporary folders go with it."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def run(options: argparse.Namespace) -> int:
+        if threading.current_thread() is not threading.main_thread():  # others may not
+            return command(options)
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            return command(options)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return run
 
 
 def _loss(options: argparse.Namespace) -> int:
-    csv = _csv(options)
     from solo_minent.bench.everything import measure_losses
 
-    measure_losses(_settings(options, _listed(options.loss)), csv)
+    measure_losses(_settings(options, _listed(options.loss)), _csv(options))
     return 0
 
 
 def _step(options: argparse.Namespace) -> int:
-    csv = _csv(options)
     from solo_minent.bench.everything import measure_steps
 
-    measure_steps(_settings(options, _listed(options.method)), csv)
+    measure_steps(_settings(options, _listed(options.method)), _csv(options))
     return 0
 
 
 def _knn(options: argparse.Namespace) -> int:
-    csv = _csv(options)
     from solo_minent.bench.everything import measure_knn
 
     sizes = {key: getattr(options, key) for key in ("train", "test", "width", "threads")}
-    measure_knn(_settings(options), csv, data=_listed(options.data), **sizes)
+    measure_knn(_settings(options), _csv(options), data=_listed(options.data), **sizes)
     return 0
 
 
 def _startup(options: argparse.Namespace) -> int:
-    csv = _csv(options)
     from solo_minent.bench.everything import measure_startup
 
-    measure_startup(_settings(options), csv)
+    measure_startup(_settings(options), _csv(options))
     return 0
 
 
 def _growth(options: argparse.Namespace) -> int:
-    csv = _csv(options)
     from solo_minent.bench.everything import measure_growth
 
-    measure_growth(_settings(options), csv)
+    measure_growth(_settings(options), _csv(options))
     return 0
 
 

@@ -1,6 +1,7 @@
 """`solo-minent bench`: what each part writes, what all of them do together, what is refused."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,76 @@ def test_parts_can_be_asked_for_and_a_recipe_adds_the_loaders(measured, tmp_path
     assert measured == [("loader", "bench-loader.csv")]
 
 
+def test_what_a_stopped_run_has_written_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    """The same command goes on; other settings, a damaged csv or one of another run start anew."""
+    from solo_minent.bench import losses, startup
+
+    measured = []
+
+    def rows(name, *_):
+        measured.append(name)
+        if (name, len(measured)) == ("startup", 2):
+            raise KeyboardInterrupt
+        return [{"loss": "x", "device": "cpu", "what": name, "unasked": "", "shape": ""}]
+
+    monkeypatch.setattr(losses, "bench_losses", lambda *_: rows("loss"))
+    monkeypatch.setattr(startup, "bench_startup", lambda *_: rows("startup"))
+    monkeypatch.setattr(everything, "print_goals", lambda folders: None)
+    command = ["bench", "all", "--out", str(tmp_path), "--device", "cpu", "--only", "startup,loss"]
+
+    def run(*more):
+        measured.clear()
+        status = main([*command, *more])
+        return status, [*measured], capsys.readouterr()
+
+    status, done, shown = run()
+    assert (status, done) == (130, ["loss", "startup"])
+    assert (
+        "the same command goes on from there" in shown.err and "part 2 of 2: startup" in shown.err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [FILES["loss"]]
+    status, done, shown = run()
+    assert (status, done) == (0, ["startup"]) and "measured before, in " in shown.out
+    assert run()[:2] == (0, [])
+    (tmp_path / FILES["loss"]).write_text('loss\n"a"b\n')
+    assert run()[:2] == (0, ["loss"])
+    assert run("--pairs", "3")[1][0] == "loss"
+
+
+def test_a_single_benchmark_is_always_measured(tmp_path, monkeypatch):
+    from solo_minent.bench import losses
+
+    measured = []
+
+    def rows(*_):
+        measured.append("loss")
+        return [{"loss": "x"}]
+
+    monkeypatch.setattr(losses, "bench_losses", rows)
+    for _ in range(2):
+        assert main(["bench", "loss", "--device", "cpu", "--csv", str(tmp_path / "x.csv")]) == 0
+    assert len(measured) == 2
+
+
+def test_sigterm_ends_a_benchmark_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
+    from solo_minent.bench import losses
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(losses, "bench_losses", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["bench", "loss", "--device", "cpu", "--csv", str(tmp_path / "x.csv")]) == 130
+    assert capsys.readouterr().err == "stopped\n" and list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_device_that_is_named_twice_is_measured_once(monkeypatch):
+    from solo_minent.bench import losses
+
+    asked = []
+    monkeypatch.setattr(losses, "_measure", lambda case, *rest: asked.append(case.loss))
+    losses.bench_losses(["cpu", "cpu"], ["mec"])
+    assert asked == ["mec"]
+
+
 def test_the_command_takes_a_recipe_and_overrides(measured, tmp_path):
     words = ["--recipe", "digits/minent", "optimizer.batch_size=32"]
     assert main(["bench", "all", "--out", str(tmp_path), *TINY, "--only", "loader", *words]) == 0
@@ -156,11 +227,19 @@ def test_a_smoke_test_of_parts_ends_with_the_goals(tmp_path, capsys):
         (["startup", "--pairs", "-1"], "--pairs is out of range: -1"),
         (["step", "--method", "simclr"], "--method is unknown: simclr"),
         (["step", "optimizer.batchsize=3"], "key is unknown: optimizer.batchsize"),
+        (["step", "precision=16-mixed"], "precision is not measured: 16-mixed"),
+        (["step", "data.root={folder}/no"], "cifar10 not found: "),
+        (["step", "accelerator=gpu"], "device is said twice: accelerator=gpu on cpu"),
         (["all"], "the following arguments are required: --out"),
         (["all", "--out", "{file}/x"], "results cannot be written: "),
         (["all", "--out", "{folder}", "--only", "speed"], "--only is unknown: speed"),
         (["all", "--out", "{folder}", "--only", "loader"], "loader's data is not named"),
         (["all", "--out", "{folder}", "nope=3"], "key is unknown: nope"),
+        (["all", "--out", "{folder}/new", "data.root={folder}/no"], "cifar10 not found: "),
+        (["all", "--out", "{folder}/new", "optimizer.batch_size=0"], "batch_size"),
+        (["loss", "--csv", "{folder}/new/x.csv", "--pairs", "0"], "--pairs is out of range: 0"),
+        (["loss", "--csv", "{folder}/new/x.csv", "--loss", "mc"], "--loss is unknown: mc"),
+        (["knn", "--csv", "{folder}/new/x.csv", "--test", "1"], "--test is out of range: 1"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(words, message, tmp_path, monkeypatch, capsys):
@@ -221,13 +300,35 @@ def test_a_dry_run_of_the_script_needs_no_gpu(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FILES["loss"]]
 
 
-def test_the_script_says_when_its_time_is_up(tmp_path):
+def test_the_script_runs_the_checkout_where_nothing_is_installed(tmp_path):
+    if (SCRIPT.parents[1] / ".venv").exists():  # what it would take
+        tree = tmp_path / "tree"
+        (tree / "scripts").mkdir(parents=True)
+        script_file = tree / "scripts" / SCRIPT.name
+        script_file.write_bytes(SCRIPT.read_bytes())
+    else:
+        tree, script_file = SCRIPT.parents[1], SCRIPT
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(script_file)],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), "PYTHONPATH": "/wheels"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith(f"{tree}:/wheels -m solo_minent bench all --out {tree}/zoo")
+
+
+# A command that ends at SIGINT, and one that has to be killed.
+@pytest.mark.parametrize("body", ["exec sleep 60", "trap '' INT; sleep 60"])
+def test_the_script_says_when_its_time_is_up(body, tmp_path):
     command = tmp_path / "solo-minent"
-    command.write_text("#!/bin/sh\nexec sleep 60\n")
+    command.write_text(f"#!/bin/sh\n{body}\n")
     command.chmod(0o755)
     done = script(SOLO_MINENT=str(command), LIMIT="0.2", OUT=str(tmp_path))
     assert done.returncode == 124
-    assert done.stderr.startswith("error: time is up: LIMIT=0.2 seconds")
+    assert done.stderr.splitlines()[-1].startswith("error: time is up: LIMIT=0.2 seconds")
 
 
 def test_settings_are_checked_before_the_folder_is_made(tmp_path):

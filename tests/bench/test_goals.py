@@ -73,9 +73,11 @@ def test_losses_are_read_by_shape_device_and_precision(tmp_path):
     assert found["mec_cpu"].reached is True and found["mec_cuda"].reached is None
     assert found["mec_cpu"].measured == "2.25x (2.12 to 2.50)"
     assert found["corinfomax_cpu"].reached is False
-    # The worst figure counts and stands first.
+    # The worst figure counts and stands first; each has its spread.
     assert found["heads_cuda"].reached is False
-    assert found["heads_cuda"].measured == "bf16-mixed 1.25x (1.12 to 1.38), 32 2.00x"
+    assert (
+        found["heads_cuda"].measured == "bf16-mixed 1.25x (1.12 to 1.38), 32 2.00x (1.75 to 2.25)"
+    )
     assert found["memory_cpu"].reached is False
     assert found["memory_cpu"].measured == "corinfomax 1.50x, mec 0.50x"
     assert found["memory_cuda"].reached is True
@@ -130,7 +132,7 @@ def test_steps_loops_knn_and_startup_are_read(tmp_path):
         "first_step_cpu": False,
         "imports_cpu": False,
     }
-    assert found["share_cpu"].measured == "twist 12.5 % (4.0 to 6.2), mec 5.0 %"
+    assert found["share_cpu"].measured == "twist 12.5 % (4.0 to 6.2), mec 5.0 % (4.0 to 6.2)"
     assert found["help_cpu"].measured == "0.50 s (0.25 to 0.75)"
     assert found["imports_cpu"].measured == "h5py wandb 2"
 

@@ -1,5 +1,7 @@
 """The loader benchmark: what it measures, prints and writes."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
@@ -21,13 +23,14 @@ def test_each_loader_and_each_operation_is_measured(tiny_run, tmp_path, monkeypa
             "affine": 2,
             "color_jitter": 2,
         }
-    print_loaders(config, found, tmp_path / "bench.csv")
+    print_loaders(config, found, tmp_path / "bench.csv", {"sizes": "tiny"})
     printed = capsys.readouterr().out
     assert "image_folder" in printed and "color_jitter" in printed and "dataset digits" in printed
     rows = pd.read_csv(tmp_path / "bench.csv")
     assert rows["format"].tolist() == ["image_folder", "device"]
     assert (rows["views/s"] == 2 * rows["images/s"]).all() and rows["ratio"][0] == 1
     assert {"ms/1000 affine", "cpus", "cpu", "packages", "batch_size"} <= set(rows.columns)
+    assert set(rows["device"]) == {"cpu"} and set(rows["sizes"]) == {"tiny"}
 
 
 def test_the_cost_of_an_operation_is_the_time_without_it():
@@ -36,6 +39,14 @@ def test_the_cost_of_an_operation_is_the_time_without_it():
         measured.add(rate, 1.0, 0.0, 0.0)
     assert measured.rate == 250
     assert measured.milliseconds("blur") == pytest.approx(4000 - 2000)
+
+
+@pytest.mark.parametrize("known", [("rss",), ("rss", "uss"), ("rss", "uss", "pss")])
+def test_memory_is_as_exact_as_the_system_tells(known, monkeypatch):
+    held = SimpleNamespace(**{name: 3 - place for place, name in enumerate(known)})
+    process = SimpleNamespace(memory_full_info=lambda: held)
+    monkeypatch.setattr(loaders, "_family", lambda: [process, process])
+    assert loaders._memory() == 2 * (4 - len(known))
 
 
 def test_an_operation_left_out_leaves_its_order_whole(tiny_run):

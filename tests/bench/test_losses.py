@@ -24,6 +24,13 @@ def test_plain_and_ours_agree_in_value_and_gradient(case):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_side_stays_on_its_device_and_reads_nothing_back(case):
+    """The meta device stands in for a GPU: it has no values to read, and mixes with no other."""
+    for run in case.make(torch.device("meta"), torch.float32).values():
+        assert {tensor.device.type for part in run() for tensor in part} == {"meta"}
+
+
 def test_a_step_of_the_heads_and_of_the_plain_ones_is_the_same():
     torch.manual_seed(0)
     ours = MultiHead(8, [6, 4], 5, 3).double()

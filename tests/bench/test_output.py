@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from solo_minent.bench import output
 from solo_minent.bench.output import check_writable, figure, print_rows, write_rows
 from solo_minent.errors import UserError
 
@@ -36,5 +37,27 @@ def test_what_cannot_be_written_is_said_before_any_work(tmp_path):
     for path in (tmp_path, tmp_path / "file" / "rows.csv"):
         with pytest.raises(UserError, match="results cannot be written"):
             check_writable(path)
-    check_writable(tmp_path / "new" / "rows.csv")
-    assert not (tmp_path / "new" / "rows.csv").exists()
+    with pytest.raises(UserError, match="results cannot be written"):
+        check_writable(tmp_path / "new" / f"{'n' * 300}.csv")
+    for path in (tmp_path / "new" / "deeper" / "rows.csv", tmp_path / "rows.csv"):
+        check_writable(path)
+    # Folders are made when there is something to write.
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_benchmark_says_of_itself_goes_before_what_the_process_knows(tmp_path):
+    write_rows(tmp_path / "rows.csv", [{"ms": 1}], {"threads": 7})
+    assert pd.read_csv(tmp_path / "rows.csv")["threads"].tolist() == [7]
+
+
+def test_a_fingerprint_is_of_settings_code_and_machine(monkeypatch, tmp_path):
+    first = output.fingerprint({"pairs": 5})
+    assert output.fingerprint({"pairs": 5}) == first != output.fingerprint({"pairs": 6})
+    monkeypatch.setattr(output, "_cpu", lambda: "another")
+    other = output.fingerprint({"pairs": 5})
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "losses.py").write_text("x = 1\n")
+    monkeypatch.setattr(output, "__file__", str(tmp_path / "bench" / "output.py"))
+    code = output.fingerprint({"pairs": 5})
+    (tmp_path / "losses.py").write_text("x = 2\n")
+    assert len({first, other, code, output.fingerprint({"pairs": 5})}) == 4

@@ -44,3 +44,32 @@ def test_the_peak_is_what_is_held_at_once():
 
     assert peak_memory(one_after_the_other, CPU) == pytest.approx(x.nbytes, rel=0.01)
     assert peak_memory(together, CPU) == pytest.approx(4 * x.nbytes, rel=0.01)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What an accelerator would be asked, in order; it holds 100 bytes, at most 350."""
+    asked = []
+    answers = {
+        "is_available": True,
+        "synchronize": None,
+        "memory_allocated": 100,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 350,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(
+            torch.cuda, name, lambda *_, name=name, answer=answer: asked.append(name) or answer
+        )
+    return asked
+
+
+def test_on_a_gpu_the_peak_is_what_a_second_run_adds(gpu):
+    assert peak_memory(lambda: gpu.append("run"), torch.device("cuda")) == 250
+    first = ["run", "synchronize", "memory_allocated", "reset_peak_memory_stats"]
+    assert gpu == [*first, "run", "synchronize", "max_memory_allocated"]
+
+
+def test_the_clock_of_a_gpu_starts_and_ends_when_it_is_done(gpu):
+    in_turn({"a": lambda: gpu.append("run")}, pairs=1, seconds=1e-9)
+    assert gpu[-5:] == ["is_available", "synchronize", "run", "is_available", "synchronize"]

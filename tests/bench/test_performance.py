@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_minent.bench.goals import FILES, NOTES, PICTURE
+from solo_minent.bench.goals import FILES, NOTES, PICTURE, read_rows
 from solo_minent.bench.output import write_rows
 from solo_minent.errors import UserError
 
@@ -79,7 +79,8 @@ def test_figures_hardware_and_pairs_come_from_the_csv_files(performance, tmp_pat
         "plain formula | ≥ 2.00x | 2.50x (2.25 to 2.75) | not measured yet |",
         "| mec 0.25x | not measured yet |",
         "- GPU: not measured yet",
-        "n = 5, 7",
+        ", n = 7: loss\n",
+        ", n = 5: step, growth\n",
         "torch 2",
         "resnet18, batch 16, precision 32-true",
         "`mec` 1.30 (1.20 to 1.40) and 0.90 (0.80 to 1.00)",
@@ -113,12 +114,46 @@ def test_a_goal_that_was_not_reached_needs_its_reason(performance, tmp_path, cap
 
 def test_a_gpu_has_a_folder_of_its_own(performance, tmp_path):
     rows = [mec_row(3) | {"device": "cuda"}]
-    write_rows(tmp_path / "gpu" / FILES["loss"], rows, {"gpus": "['H200']"})
-    file = tmp_path / "gpu" / FILES["loss"]
-    file.write_text(file.read_text().replace("[]", "['NVIDIA H200']"))
+    write_rows(tmp_path / "gpu" / FILES["loss"], rows, {"gpus": "['NVIDIA H200']"})
     text = performance.section(tmp_path)
     assert "plain formula | ≥ 2.00x | not measured yet | 3.00x (2.75 to 3.25) |" in text
     assert "- GPU: NVIDIA H200, " in text and "- CPU: not measured yet" in text
+
+
+def test_figures_of_two_commits_and_machines_are_told_apart(performance, tmp_path):
+    write_rows(tmp_path / FILES["loss"], [mec_row(3)], {"sizes": "full"})
+    write_rows(tmp_path / FILES["growth"], growth_rows(), {"sizes": "full"})
+    for name, machine in (
+        ("loss", {"commit": "", "cpu": "One"}),
+        ("growth", {"commit": "abc1234", "cpu": "Other"}),
+    ):
+        rows = [row | machine for row in read_rows(tmp_path / FILES[name])]
+        write_rows(tmp_path / FILES[name], rows, machine)
+    lines = [line for line in performance.section(tmp_path).splitlines() if "- CPU: " in line]
+    (loss,) = (line for line in lines if line.endswith(", commit not recorded, n = 7: loss"))
+    (growth,) = (line for line in lines if line.endswith(", commit abc1234, n = 5: growth"))
+    assert "(One, " in loss and "(Other, " in growth and len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("packages", "parcels"),
+        lambda text: text.replace("{'host", "{'host'"),
+        lambda text: text.rpartition(",")[0].rpartition(",")[0] + "\n",
+    ],
+    ids=["no versions", "unreadable versions", "cut off"],
+)
+def test_a_damaged_csv_is_one_line(damage, performance, tmp_path, capsys):
+    file = tmp_path / FILES["step"]
+    write_rows(file, [step_row("vicreg", 1.3)], {"sizes": "full"})
+    file.write_text(damage(file.read_text()))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{performance.BEGIN}\n{performance.END}")
+    assert performance.main(["--results", str(tmp_path), "--readme", str(readme)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: results are damaged: {file} (")
+    assert len(error.splitlines()) == 1
 
 
 def test_a_smoke_test_is_no_result(performance, tmp_path):

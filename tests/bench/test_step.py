@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import signal
+import tempfile
 
 import pytest
 import torch
 
 from solo_minent.bench import loop, sides, step
+from solo_minent.bench.everything import WINDOWS
 from solo_minent.errors import UserError
 from solo_minent.host import peers
 from solo_minent.host.peers import PEERS
@@ -165,6 +169,25 @@ def test_an_epoch_too_short_for_a_window():
     (config,) = tiny("minent", overrides=["optimizer.batch_size=512"])
     with pytest.raises(UserError, match="epoch is too short to be measured: 2 batches"):
         loop.bench_loop([config], pairs=1, steps=5)
+
+
+@pytest.mark.parametrize("data", ["image_folder", "device"])
+@pytest.mark.parametrize("method", ["minent", "mec"])  # batches of 128 and 512
+def test_random_pixels_last_for_two_windows_of_a_gpu(method, data):
+    overrides = ["accelerator=cpu", f"data.format={data}"]
+    (config,) = step.step_configs([method], overrides)
+    loop.check_loop(config, WINDOWS["cuda"])
+    batches = len(sides.bench_images(config)) // config.optimizer.batch_size
+    assert batches >= 2 * (loop._settle(config) + WINDOWS["cuda"] + 1)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_loop_and_leaves_nothing(signum, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(loop._Turns, "_others", lambda *_: os.kill(os.getpid(), signum))
+    with pytest.raises(KeyboardInterrupt):
+        loop.bench_loop(tiny("minent"), pairs=2, steps=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cifar_without_its_folder_is_random_pixels():
