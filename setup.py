@@ -31,26 +31,32 @@ EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in p
 
 
 class BuildWithZoo(build_py):
-    """Puts the index of the zoo into the package; an editable install reads it in its place."""
+    """Puts the zoo into the package; an editable install reads it in its place."""
 
-    INDEX = "zoo/models.yaml"
+    KEPT = ("models.yaml", "checkpoints/**/*", "results/zoo-*.csv")
 
     def run(self) -> None:
         super().run()
-        for path in self._built():
-            self.mkpath(str(Path(path).parent))
-            shutil.copyfile(ROOT / self.INDEX, path)
+        for source, copy in self._files().items():
+            self.mkpath(str(Path(copy).parent))
+            shutil.copyfile(ROOT / source, copy)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        return [*super().get_outputs(include_bytecode), *self._built()]
+        return [*super().get_outputs(include_bytecode), *self._files().values()]
 
     def get_source_files(self) -> list[str]:
-        return [*super().get_source_files(), self.INDEX]
+        return [*super().get_source_files(), *self._sources()]
 
-    def _built(self) -> list[str]:
+    def _sources(self) -> list[str]:
+        found = [path for pattern in self.KEPT for path in sorted((ROOT / "zoo").glob(pattern))]
+        return [str(path.relative_to(ROOT)) for path in found if path.is_file()]
+
+    def _files(self) -> dict[str, str]:
+        """What is copied, and where to."""
         if getattr(self, "editable_mode", False):
-            return []
-        return [str(Path(self.build_lib) / "solo_minent" / self.INDEX)]
+            return {}
+        built = Path(self.build_lib) / "solo_minent"
+        return {path: str(built / path) for path in self._sources()}
 
 
 setup(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -111,25 +112,24 @@ def _dataset(zoo: Path, dataset: str, entries: list[Entry], rows: list[dict[str,
         lines.append(_line([*cells, *numbers, hours, size]))
     parts = [
         f"## {TITLES.get(dataset, dataset)}",
-        "Accuracy in % on the held-out images, last epoch; mean ± standard deviation where several "
-        "seeds ran, with their number.",
+        "Accuracy in % on the held-out images, last epoch: of the file, then the mean ± standard "
+        "deviation where several seeds ran.",
         "\n".join(lines),
         _protocols(entries),
         _published(zoo, dataset),
-        _reproduce(entries),
+        _reproduce(zoo, entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _number(entry: Entry, rows: list[dict[str, str]], name: str) -> str:
-    """Mean and spread of the rows; the index' own number where there is no table."""
+    """What the file reaches, and the mean and spread of all seeds."""
+    own = [f"{metric.top1:.2f}" for metric in entry.metrics if metric.evaluation == name][:1]
     values = [float(row[name]) for row in rows if row[name]]
-    if not values:
-        values = [metric.top1 for metric in entry.metrics if metric.evaluation == name][:1]
-    if len(values) < 2:
-        return "".join(f"{value:.2f}" for value in values)
-    spread = statistics.stdev(values)
-    return f"{statistics.mean(values):.2f} ± {spread:.2f} ({len(values)} seeds)"
+    if len(values) > 1:
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        own.append(f"({mean:.2f} ± {spread:.2f}, {len(values)} seeds)")
+    return " ".join(own)
 
 
 def _protocols(entries: list[Entry]) -> str:
@@ -165,7 +165,7 @@ def _published(zoo: Path, dataset: str) -> str:
     )
 
 
-def _reproduce(entries: list[Entry]) -> str:
+def _reproduce(zoo: Path, entries: list[Entry]) -> str:
     lines = [
         "To reproduce a row (`DATA` is `data.root=<folder>`; digits need none):",
         "",
@@ -180,7 +180,16 @@ def _reproduce(entries: list[Entry]) -> str:
             f"solo-minent linear {recipe} --target {entry.id} DATA",
             f"solo-minent pretrain {recipe} DATA name=again",
         ]
+        if _went_on(zoo / str(entry.environment)):
+            lines.append("# not the same training: that one went on from another run")
     return "\n".join([*lines, "```"])
+
+
+def _went_on(path: Path) -> bool:
+    """Whether a session of the training began with another run's checkpoint."""
+    sessions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    words = [word for session in sessions for word in session.get("command", [])]
+    return any(word.startswith("--resume-from") for word in words)
 
 
 def _theirs(entries: list[Entry]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from solo_minent.errors import UserError
 from solo_minent.files import locked, write_bytes, write_json
+from solo_minent.weight_files import safetensors_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,6 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
         state: the backbone's state dict, without prefix.
         config: the run; its backbone and data settings go into the file's metadata.
     """
-    from safetensors.torch import save
-
     metadata = {
         "format": "solo_minent backbone 1",
         "method": config.method,
@@ -38,7 +37,7 @@ def save_backbone(path: Path, state: dict[str, Tensor], config: RunConfig) -> No
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # As bytes: safetensors' own writer makes a second temporary file, which a kill would leave.
-    write_bytes(path, save(tensors, metadata))
+    write_bytes(path, safetensors_bytes(tensors, metadata))
 
 
 def exported_data(path: Path) -> DataConfig | None:

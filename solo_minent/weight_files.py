@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
@@ -15,6 +16,8 @@ from solo_minent.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import Tensor
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".tar")
 # Notes that training scripts keep beside the weights: settings, paths, losses. They are skipped.
@@ -69,6 +72,24 @@ def read_weight_file(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     if not hasattr(contents, "items"):
         _damaged(path, f"it holds a {type(contents).__name__}, no names and tensors")
     return contents, {}
+
+
+def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same contents: it can be known by its hash.
+
+    Args:
+        tensors: contiguous, on the CPU, by name.
+        metadata: whose order the library itself leaves to chance.
+    """
+    from safetensors.torch import save
+
+    data = save(tensors, metadata)
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment
+    return struct.pack("<Q", len(text)) + text + data[end:]
 
 
 def _check_head(path: Path, head: bytes) -> None:

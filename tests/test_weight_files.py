@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from solo_minent.errors import UserError
-from solo_minent.weight_files import read_weight_file
+from solo_minent.weight_files import read_weight_file, safetensors_bytes
 
 STATE = {"0.weight": torch.arange(2000.0).reshape(40, 50), "0.bias": torch.ones(40)}
 
@@ -102,6 +102,17 @@ def test_a_truncated_file(zipped, share, tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     refused(path, "backbone weights are damaged")
+
+
+def test_the_same_contents_are_the_same_bytes(tmp_path):
+    metadata = {f"key {n}": "é" * n for n in range(8)}
+    first, *others = (safetensors_bytes(STATE, dict(metadata)) for _ in range(4))
+    assert others == [first] * 3
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(first)
+    tensors, stated = read_weight_file(path)
+    assert stated == metadata and all(tensors[name].equal(STATE[name]) for name in STATE)
+    assert struct.unpack("<Q", first[:8])[0] % 8 == 0
 
 
 def test_a_truncated_or_lying_safetensors_file(tmp_path):

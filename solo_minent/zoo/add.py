@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,10 +29,10 @@ from solo_minent.report.collect import (
     read_log,
 )
 from solo_minent.schema import DataConfig, RunConfig
-from solo_minent.weight_files import read_weight_file
-from solo_minent.zoo.index import INDEX, check_entry, read_index, write_index
+from solo_minent.weight_files import read_weight_file, safetensors_bytes
+from solo_minent.zoo.index import adding, check_entry, python_name, read_index, write_index
 from solo_minent.zoo.models import load_file
-from solo_minent.zoo.rows import write_row
+from solo_minent.zoo.rows import check_seed, remove_row, write_row
 from solo_minent.zoo.schema import Entry, FileEntry, Metric, Normalization
 from solo_minent.zoo.verify import CHECKPOINTS, MAX_SHIPPED
 
@@ -85,11 +86,13 @@ def add_run(request: Request, zoo: Path) -> Entry:
     entry = _entry(request, config)
     entry.metrics = _metrics(config, results, request.run / "log.csv")
     check_entry(zoo, entry)
-    if request.only_results:
-        write_row(zoo, entry, config, read_environment(request.run / ENVIRONMENT_FILE))
-        return entry
-    folder = _work_folder(request, zoo)
-    try:
+    environment = read_environment(request.run / ENVIRONMENT_FILE)
+    with adding(zoo) as folder:
+        if request.only_results:
+            check_seed(zoo, entry, config)
+            write_row(zoo, entry, config, environment)
+            return entry
+        _check_free(zoo, entry.id)
         file = folder / entry.file.name
         _write_file(request, config, file)
         entry.file.bytes, entry.file.sha256 = file.stat().st_size, sha256(file)
@@ -99,6 +102,12 @@ def add_run(request: Request, zoo: Path) -> Entry:
                 f"It takes {MAX_SHIPPED:,}. Add --float16, or publish it elsewhere and use "
                 "--from-file with --url."
             )
+        same = [e.id for e in read_index(zoo) if e.file.sha256 == entry.file.sha256]
+        if same:
+            raise UserError(
+                f"weights are there: {same[0]} in {zoo} is the same file. A model has one name. "
+                f"Use --target {same[0]}, or name another run."
+            )
         records = folder / entry.id
         _write_records(request, config, records)
         if entry.file.sha256 != sha256(request.run / BACKBONE_FILE):
@@ -107,24 +116,40 @@ def add_run(request: Request, zoo: Path) -> Entry:
         results = [_without_folders(result, entry.id, loaded) for result in results]
         write_json(records / RESULTS_FILE, results)
         entry.metrics = _metrics(config, results, records / "log.csv")
-        _publish(zoo, entry, records, file)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    write_row(zoo, entry, config, read_environment(request.run / ENVIRONMENT_FILE))
+        _publish(zoo, entry, config, environment, records, file)
     return entry
 
 
-def _publish(zoo: Path, entry: Entry, records: Path, file: Path) -> None:
+def _publish(
+    zoo: Path,
+    entry: Entry,
+    config: RunConfig,
+    environment: dict[str, Any],
+    records: Path,
+    file: Path,
+) -> None:
     """Gives everything its name, the index last: what a killed process leaves, verify finds."""
     places = zoo / CHECKPOINTS / entry.id, zoo / CHECKPOINTS / file.name
     try:
         records.rename(places[0])
         file.rename(places[1])
+        write_row(zoo, entry, config, environment)
         write_index(zoo, [*read_index(zoo), entry])
     except BaseException:
         shutil.rmtree(places[0], ignore_errors=True)
         places[1].unlink(missing_ok=True)
+        remove_row(zoo, entry)
         raise
+
+
+def _check_free(zoo: Path, name: str) -> None:
+    places = [zoo / CHECKPOINTS / f"{name}.safetensors", zoo / CHECKPOINTS / name]
+    alike = [e.id for e in read_index(zoo) if python_name(e.id) == python_name(name)]
+    if alike or any(place.exists() for place in places):
+        raise UserError(
+            f"model is there: {(alike or [name])[0]} in {zoo}. Nothing of the zoo is overwritten. "
+            "Choose another --id; to replace it, first remove its entry, file and folder."
+        )
 
 
 def _finished(run: Path) -> tuple[RunConfig, list[dict[str, Any]]]:
@@ -142,15 +167,25 @@ def _finished(run: Path) -> tuple[RunConfig, list[dict[str, Any]]]:
             f"run is not finished: {run}, epoch {int(log['epoch'].max())} of {config.max_epochs}. "
             "The last epoch counts. Start the same solo-minent pretrain again."
         )
-    weights = sha256(run / BACKBONE_FILE)
-    results = [
+    if config.data.file_list:
+        raise UserError(
+            f"run is not one that others can repeat: {run}, data.file_list={config.data.file_list}."
+            " The list is on this machine alone. Train on data.train_images=…, or on all images."
+        )
+    wanted = {
+        "checkpoint_sha256": sha256(run / BACKBONE_FILE),
+        "dataset": config.data.dataset,
+        "image_size": config.data.image_size,
+        "normalization": [list(values) for values in normalization(config.data)],
+    }
+    results = _largest(
         result
         for result in checked_results(run)
-        if result.get("checkpoint_sha256") == weights
+        if all(result.get(key) == value for key, value in wanted.items())
         and result["evaluation"] in EVALUATIONS
-        and result["dataset"] == config.data.dataset
         and isinstance(result.get("top1"), int | float)
-    ]
+        and all(isinstance(count, int) for count in _images(result))
+    )
     lacks = [name for name in EVALUATIONS if name not in {r["evaluation"] for r in results}]
     if lacks:
         raise UserError(
@@ -158,6 +193,19 @@ def _finished(run: Path) -> tuple[RunConfig, list[dict[str, Any]]]:
             f"model of the zoo says what it reaches. Run solo-minent {lacks[0]} {run}."
         )
     return config, results
+
+
+def _largest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of results by the same protocol, the one of the most images."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        key = result["evaluation"], result["protocol"]
+        found[key] = max(found.get(key, result), result, key=_images)
+    return list(found.values())
+
+
+def _images(result: dict[str, Any]) -> tuple[Any, Any]:
+    return result.get("test_images"), result.get("train_images")
 
 
 def _entry(request: Request, config: RunConfig) -> Entry:
@@ -211,9 +259,9 @@ def _sessions(run: Path) -> list[dict[str, Any]]:
     sessions = [session for session in sessions if isinstance(session, dict)]
     for session in sessions:
         words = [word for word in session.get("command") or [] if isinstance(word, str)]
-        session["command"] = [w for w in words if w.partition("=")[0] not in PATHS and "/" not in w]
-        names = [w for w in words if w in recipes()]
-        session["command"] += [f"--recipe={name}" for name in names]
+        kept = [w for w in words if w.partition("=")[0] not in PATHS and "/" not in w]
+        names = [f"--recipe={word}" for word in words if word in recipes()]
+        session["command"] = [word for word in kept if word != "--recipe"] + names
     return sessions
 
 
@@ -226,29 +274,6 @@ def _recipe(request: Request, config: RunConfig, sessions: list[dict[str, Any]])
     return (named or [name for name in recipes() if name == guess] or [None])[0]
 
 
-def _work_folder(request: Request, zoo: Path) -> Path:
-    """An empty folder beside the place of the file; one process adds at a time."""
-    if not (zoo / INDEX).is_file():
-        raise UserError(
-            f"zoo is missing: {zoo / INDEX}. A model is added to a checkout. Give --zoo <folder>."
-        )
-    taken = [zoo / CHECKPOINTS / f"{request.id}.safetensors", zoo / CHECKPOINTS / request.id]
-    if any(entry.id == request.id for entry in read_index(zoo)) or any(p.exists() for p in taken):
-        raise UserError(
-            f"model is there: {request.id} in {zoo}. Nothing of the zoo is overwritten. Choose "
-            "another --id; to replace it, first remove its entry, file and folder."
-        )
-    folder = zoo / CHECKPOINTS / ".adding"
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(
-            f"another model is being added: {folder} is there. One at a time is. "
-            f"If none is, remove what a killed one left: rm -r {folder}"
-        ) from error
-    return folder
-
-
 def _write_file(request: Request, config: RunConfig, path: Path) -> None:
     """The shipped file: the run's, or another one where dtype or header must differ."""
     source = request.run / BACKBONE_FILE
@@ -256,13 +281,11 @@ def _write_file(request: Request, config: RunConfig, path: Path) -> None:
     tensors, metadata = read_weight_file(source)
     stated = json.loads(metadata.get("data", "null"))
     if not request.float16 and stated == asdict(clean):
-        shutil.copyfile(source, path)
+        write_bytes(path, source.read_bytes())
         return
-    from safetensors.torch import save
-
     state = {name: _half(name, t) if request.float16 else t for name, t in tensors.items()}
     metadata = {**metadata, "data": json.dumps(asdict(clean))}
-    write_bytes(path, save({k: t.contiguous() for k, t in state.items()}, metadata))
+    write_bytes(path, safetensors_bytes({k: t.contiguous() for k, t in state.items()}, metadata))
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
@@ -283,9 +306,11 @@ def _without_places(data: DataConfig) -> DataConfig:
 
 def _write_records(request: Request, config: RunConfig, folder: Path) -> None:
     folder.mkdir()
-    shipped = replace(config, data=_without_places(config.data), output_dir="runs", folder=None)
+    # By its name, what others measure of it goes to a run folder of its own.
+    places = {"name": request.id, "output_dir": "runs", "folder": None}
+    shipped = replace(config, data=_without_places(config.data), **places)
     write_text(folder / "config.yaml", to_yaml(shipped))
-    shutil.copyfile(request.run / "log.csv", folder / "log.csv")
+    write_bytes(folder / "log.csv", (request.run / "log.csv").read_bytes())
     write_json(folder / ENVIRONMENT_FILE, _sessions(request.run))
 
 

@@ -21,7 +21,7 @@ from solo_minent.console import progress_bar
 from solo_minent.errors import UserError
 from solo_minent.files import FULL, full_disk_error, locked, no_link
 from solo_minent.zoo.cache import cached, difference, in_repository, make_place
-from solo_minent.zoo.index import HUB, check_url, zoo_folder
+from solo_minent.zoo.index import HUB, INDEX, check_url, zoo_folder
 from solo_minent.zoo.schema import FileEntry
 
 if TYPE_CHECKING:
@@ -133,10 +133,13 @@ def _sources(file: FileEntry) -> list[str]:
 
 
 def _unavailable(file: FileEntry, reasons: list[str]) -> UserError:
+    own = next((url for url in file.urls if "://" not in url), None)
+    where = f", {own} beside {INDEX} in its repository" if own else ""
+    ways = f"ame a mirror in {MIRRORS}, or put the file at {cached(file)}"
     return UserError(
         f"file of the zoo cannot be had: {file.name} ({'; '.join(reasons)}). It is a file of "
-        f"{file.bytes:,} bytes with sha256 {file.sha256}. Connect this machine, name a mirror in "
-        f"{MIRRORS}, or put the file at {cached(file)}"
+        f"{file.bytes:,} bytes with sha256 {file.sha256}{where}. "
+        f"{'Connect this machine, n' if _sources(file) else 'N'}{ways}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from solo_minent.backbones import build_backbone
 from solo_minent.data.transforms import NORMALIZATION
 from solo_minent.errors import UserError
-from solo_minent.files import sha256
+from solo_minent.files import write_atomic
 from solo_minent.schema import BackboneConfig
 from solo_minent.weights import Loaded, load_weights
 from solo_minent.zoo.cache import cached, make_place
-from solo_minent.zoo.index import INDEX, read_index, write_index
+from solo_minent.zoo.index import INDEX, adding, check_entry, read_index, write_index
 from solo_minent.zoo.schema import DTYPES, FORMATS, Entry, FileEntry, Normalization
 
 
@@ -46,12 +45,6 @@ def add_external(request: External, zoo: Path) -> tuple[Entry, Loaded]:
         UserError: the file does not load whole into that architecture, the id is taken, or a value
             is none of the index.
     """
-    entries = read_index(zoo)
-    if any(entry.id == request.id for entry in entries):
-        raise UserError(
-            f"model is there: {request.id} in {zoo / INDEX}. Nothing of the zoo is overwritten. "
-            "Choose another --id, or remove its entry first."
-        )
     backbone = build_backbone(request.architecture, request.stem, **request.kwargs)
     loaded = load_weights(request.file, backbone, request.which)
     suffix = request.file.suffix
@@ -80,8 +73,16 @@ def add_external(request: External, zoo: Path) -> tuple[Entry, Loaded]:
         licence=request.licence,
         page=request.page,
     )
-    write_index(zoo, [*entries, entry])
-    _keep(request.file, file)
+    check_entry(zoo, entry)
+    with adding(zoo):
+        entries = read_index(zoo)
+        if any(other.id == entry.id for other in entries):
+            raise UserError(
+                f"model is there: {entry.id} in {zoo / INDEX}. Nothing of the zoo is overwritten. "
+                "Choose another --id, or remove its entry first."
+            )
+        _keep(request.file, file)
+        write_index(zoo, [*entries, entry])
     return entry, loaded
 
 
@@ -103,10 +104,5 @@ def _dtype(path: Path) -> str:
 
 def _keep(source: Path, file: FileEntry) -> None:
     """Puts the file where a download of it would be."""
-    part = make_place(file) / f"{file.name}.{os.getpid()}.tmp"
-    try:
-        shutil.copyfile(source, part)
-        if sha256(part) == file.sha256:
-            os.replace(part, cached(file))
-    finally:
-        part.unlink(missing_ok=True)
+    make_place(file)
+    write_atomic(cached(file), lambda part: shutil.copyfile(source, part))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # Every public name that can be called is an entry to torch.hub.
+from solo_minent.zoo.index import python_name as _python_name
 from solo_minent.zoo.index import read_index as _read_index
 from solo_minent.zoo.models import create_model as _create_model
 from solo_minent.zoo.schema import words_of as _words_of
@@ -28,7 +29,7 @@ def _entry_point(name: str, words: dict[str, Any]) -> Callable[..., Any]:
         return _create_model(name, pretrained, num_classes)
 
     said = ", ".join(f"{key} {value}".strip() for key, value in words.items() if value)
-    load.__name__ = name.replace("-", "_").replace(".", "_")
+    load.__name__ = _python_name(name)
     load.__doc__ = f"{said}. Takes `pretrained` and `num_classes` as solo_minent.zoo.create_model."
     return load
 

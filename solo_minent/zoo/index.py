@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from solo_minent.allowed import Range, check_one_of, check_range, closest, reason, short
 from solo_minent.errors import UserError
-from solo_minent.files import write_text
+from solo_minent.files import locked, write_text
 from solo_minent.zoo.schema import (
     DTYPES,
     FORMATS,
@@ -37,6 +39,8 @@ HUB = "hf"
 SCHEMES = ("https", "http", HUB)
 EVALUATIONS = ("online", "linear", "knn")
 WHICH = ("student", "teacher")
+# Names of files, not of models, where a backbone is named.
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # Words that name something else where a backbone is named.
 RESERVED = ("trained", "random", "pixels", "teacher")
 HEAD = """\
@@ -82,13 +86,7 @@ def read_index(folder: Path | None = None) -> list[Entry]:
     if not isinstance(raw["models"], list):
         raise _wrong(path, "models is no list")
     entries = [_entry(path, number, values) for number, values in enumerate(raw["models"])]
-    for what, names in (
-        ("id", [entry.id for entry in entries]),
-        ("file name", [file.name.lower() for entry in entries for file in entry.files]),
-    ):
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise _wrong(path, f"{what} is there twice: {double[0]}")
+    _check_double(path, entries)
     return entries
 
 
@@ -124,13 +122,54 @@ def write_index(folder: Path, entries: list[Entry]) -> None:
     values = [plain(entry) for entry in entries]
     for number, value in enumerate(values):
         _entry(path, number, value)
+    _check_double(path, entries)
     text = OmegaConf.to_yaml(OmegaConf.create({"version": 1, "models": values}))
     write_text(path, HEAD + text)
+
+
+@contextmanager
+def adding(folder: Path) -> Iterator[Path]:
+    """An empty folder of a zoo for what is being made; one process changes a zoo at a time.
+
+    Others of this machine wait. The folder also keeps out those that see no lock.
+
+    Raises:
+        UserError: no zoo is there, or another machine is at it, or a killed process was.
+    """
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"zoo is missing: {folder / INDEX}. A model is added to a checkout. Give --zoo DIR."
+        )
+    work = folder / "checkpoints" / ".adding"
+    with locked(folder / INDEX):
+        try:
+            work.mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(
+                f"another model is being added: {work} is there. One at a time is. "
+                f"If none is, remove what a killed one left: rm -r {work}"
+            ) from error
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # it is not empty
+                work.parent.rmdir()
 
 
 def check_entry(folder: Path, entry: Entry) -> None:
     """Raises UserError unless an entry could be written into the index of a folder."""
     _entry(folder / INDEX, 0, plain(entry))
+
+
+def _check_double(path: Path, entries: list[Entry]) -> None:
+    for what, names in (
+        ("id", [python_name(entry.id) for entry in entries]),
+        ("file name", [file.name.lower() for entry in entries for file in entry.files]),
+    ):
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise _wrong(path, f"{what} is there twice: {double[0]}")
 
 
 def _parsed(path: Path) -> Any:
@@ -216,7 +255,7 @@ def _typed(kind: type, values: Any, where: str = "") -> Any:
 def _check(entry: Entry) -> None:
     """Raises UserError with the key that is wrong."""
     _check_matches("id", entry.id, r"[a-z0-9]+([._-][a-z0-9]+)*", "letters a-z, digits and - _ .")
-    if entry.id in RESERVED or len(entry.id) > 80:
+    if entry.id in RESERVED or len(entry.id) > 80 or entry.id.endswith(SUFFIXES):
         raise UserError(f"id may not be {short(entry.id)}")
     if not entry.files:
         raise UserError("files is empty: a model has one at least")
@@ -329,6 +368,11 @@ def _wrong(path: Path, what: str) -> UserError:
         f"model index is wrong: {path} ({what.rstrip('.')}). Every key and value of it is checked. "
         "Correct or restore the file."
     )
+
+
+def python_name(name: str) -> str:
+    """An id as the name of a function, for torch.hub."""
+    return name.replace("-", "_").replace(".", "_")
 
 
 def files_of(entries: list[Entry]) -> Iterator[tuple[Entry, FileEntry]]:

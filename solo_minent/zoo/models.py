@@ -15,7 +15,7 @@ from solo_minent.data.transforms import eval_transform
 from solo_minent.errors import UserError
 from solo_minent.weights import Loaded, load_weights
 from solo_minent.zoo.download import fetch
-from solo_minent.zoo.index import find_model, read_index, zoo_folder
+from solo_minent.zoo.index import find_model, python_name, read_index, zoo_folder
 from solo_minent.zoo.schema import Entry
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def create_model(name: str, pretrained: bool = True, num_classes: int = 0) -> nn
     Raises:
         UserError: as `load_backbone`.
     """
-    ids = {entry.id.replace("-", "_").replace(".", "_"): entry.id for entry in read_index()}
+    ids = {python_name(entry.id): entry.id for entry in read_index()}
     name = ids.get(name, name)
     if pretrained:
         backbone = load_backbone(name).backbone

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from solo_minent.config import BYSTANDERS, differences, load_run
 from solo_minent.errors import UserError
 from solo_minent.files import write_text
 from solo_minent.schema import RunConfig
-from solo_minent.zoo.schema import Entry
+from solo_minent.zoo.index import find_model
+from solo_minent.zoo.schema import Entry, Metric
 
 FOLDER = "results"
+# What may differ between the runs of a model's seeds.
+APART = (*BYSTANDERS, "seed", "name")
 COLUMNS = (
     *("model", "seed", "method", "dataset", "backbone", "stem", "epochs", "batch"),
     *("knn", "linear", "online", "images", "dtype", "sha256", "recipe", "precision"),
@@ -50,10 +55,75 @@ def write_row(zoo: Path, entry: Entry, config: RunConfig, environment: dict[str,
     Raises:
         UserError: the table is damaged, or the disk is full.
     """
-    path = zoo / FOLDER / f"zoo-{entry.dataset}.csv"
     new = row_of(entry, config, environment)
-    rows = [r for r in read_rows(path) if (r["model"], r["seed"]) != (new["model"], new["seed"])]
-    rows = sorted([*rows, new], key=lambda row: (row["model"], int(row["seed"])))
+    _write(zoo, entry, sorted([*_others(zoo, entry), new], key=_order))
+
+
+def check_seed(zoo: Path, entry: Entry, config: RunConfig) -> None:
+    """Checks that a run is a model's but for its seed: the numbers of both become one mean.
+
+    Raises:
+        UserError: there is no such model, or seed, configuration or protocol do not suit.
+    """
+    model = find_model(entry.id, zoo)
+    if not model.ours:
+        raise UserError(
+            f"model is not ours: {model.id}. Further seeds are of a model that was trained here. "
+            "Name another --id."
+        )
+    if model.seed == entry.seed:
+        raise UserError(
+            f"seed is that of the model: {entry.seed} of {model.id}. Its row is there; the seeds "
+            "of a model are counted once. Train the same with another seed=…"
+        )
+    own = load_run((zoo / str(model.config)).parent)
+    changed = differences(own, config, APART)
+    if changed:
+        raise UserError(
+            f"run is not of the model's configuration: {model.id} -> this run, "
+            f"{'; '.join(changed[:3])}{' …' if changed[3:] else ''}. Only the seed may differ. "
+            "Add it as a model, under another --id."
+        )
+    for name in ("knn", "linear"):
+        there, here = (_metric(metrics, name) for metrics in (model.metrics, entry.metrics))
+        if (there.protocol, there.images) != (here.protocol, here.images):
+            raise UserError(
+                f"protocol of {name} is another than the model's: {here.protocol} of "
+                f"{here.images} images. {model.id} has {there.protocol} of {there.images}. "
+                f"Run solo-minent {name} by that."
+            )
+
+
+def remove_row(zoo: Path, entry: Entry) -> None:
+    """Takes a run out of its table again, as far as the disk lets it."""
+    with suppress(UserError, OSError):
+        _write(zoo, entry, _others(zoo, entry))
+
+
+def table_of(zoo: Path, dataset: str) -> Path:
+    """Where the rows of a data set are."""
+    return zoo / FOLDER / f"zoo-{dataset}.csv"
+
+
+def _metric(metrics: list[Metric], name: str) -> Metric:
+    return next(metric for metric in metrics if metric.evaluation == name)
+
+
+def _others(zoo: Path, entry: Entry) -> list[dict[str, str]]:
+    own = entry.id, str(entry.seed)
+    rows = read_rows(table_of(zoo, entry.dataset))
+    return [row for row in rows if (row["model"], row["seed"]) != own]
+
+
+def _order(row: dict[str, str]) -> tuple[str, int]:
+    return row["model"], int(row["seed"])
+
+
+def _write(zoo: Path, entry: Entry, rows: list[dict[str, str]]) -> None:
+    path = table_of(zoo, entry.dataset)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -47,7 +47,7 @@ def verify(names: list[str] | None = None, zoo: Path | None = None) -> list[Chec
         if (zoo / CHECKPOINTS).is_dir():
             checks += _records(entry, zoo)
     if not names:
-        checks += _strays(entries, zoo)
+        checks += _strays(entries, zoo) + _stray_rows(entries, zoo)
     return checks
 
 
@@ -118,6 +118,7 @@ def _records(entry: Entry, zoo: Path) -> list[Check]:
     try:
         _check_config(entry, zoo)
         _check_numbers(entry, zoo)
+        _check_row(entry, zoo)
     except UserError as error:
         return [Check(entry.id, "records", "", str(error))]
     numbers = ", ".join(f"{m.evaluation} {m.top1:.2f}" for m in entry.metrics)
@@ -173,6 +174,23 @@ def _check_numbers(entry: Entry, zoo: Path) -> None:
             )
 
 
+def _check_row(entry: Entry, zoo: Path) -> None:
+    """The table has the numbers of this file."""
+    from solo_minent.zoo.rows import read_rows, table_of
+
+    path = table_of(zoo, entry.dataset)
+    rows = [row for row in read_rows(path) if row["model"] == entry.id]
+    row = next((row for row in rows if row["seed"] == str(entry.seed)), None)
+    if row is None:
+        raise UserError(f"{path.name} has no row of it with seed {entry.seed}")
+    if row["sha256"] != entry.file.sha256:
+        raise UserError(f"{path.name} has a row of another file for seed {entry.seed}")
+    for name in ("knn", "linear", "online"):
+        stated = {f"{m.top1:.2f}" for m in entry.metrics if m.evaluation == name}
+        if (row[name] or stated) and row[name] not in stated:
+            raise UserError(f"{name} is {row[name] or 'empty'} in {path.name}, not of the index")
+
+
 def _strays(entries: list[Entry], zoo: Path) -> list[Check]:
     """What lies among the checkpoints and belongs to no model."""
     folder = zoo / CHECKPOINTS
@@ -182,3 +200,20 @@ def _strays(entries: list[Entry], zoo: Path) -> list[Check]:
     known |= {zoo / getattr(e, key) for e in entries for key in RECORDS if getattr(e, key)}
     strays = sorted(p for p in folder.rglob("*") if not p.is_dir() and p not in known)
     return [Check("-", str(p.relative_to(zoo)), "", "is no file of the index") for p in strays]
+
+
+def _stray_rows(entries: list[Entry], zoo: Path) -> list[Check]:
+    """Rows of a table of results that belong to no model of its data set."""
+    from solo_minent.zoo.rows import FOLDER, read_rows, table_of
+
+    checks = []
+    for path in sorted((zoo / FOLDER).glob("zoo-*.csv")):
+        known = {e.id for e in entries if e.ours and table_of(zoo, e.dataset) == path}
+        try:
+            rows = read_rows(path)
+        except UserError as error:
+            checks.append(Check("-", path.name, "", str(error)))
+            continue
+        names = dict.fromkeys(row["model"] for row in rows if row["model"] not in known)
+        checks += [Check(name, path.name, "", "is no model of the index") for name in names]
+    return checks

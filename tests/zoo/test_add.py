@@ -1,7 +1,10 @@
 """`zoo add`: a finished run becomes a model with receipts, whole or not at all."""
 
 import json
+import re
 import shutil
+import time
+from threading import Thread
 
 import pytest
 import torch
@@ -10,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from solo_minent.files import sha256
 from solo_minent.zoo import load_backbone
-from solo_minent.zoo.index import read_index
-from solo_minent.zoo.rows import read_rows
+from solo_minent.zoo.index import adding, read_index
 
 RECORDS = ["config.yaml", "environment.json", "log.csv", "results.json"]
 LOCAL = ["data.num_workers=0", "accelerator=cpu"]
@@ -174,8 +176,6 @@ def test_a_model_is_not_overwritten(run, zoo, command):
     ],
 )
 def test_a_run_that_is_not_finished_is_refused(spoil, words, run, zoo, command):
-    import re
-
     spoil(run)
     status, _, error = command("zoo", "add", run, "--id", "minent-tiny")
     assert status == 2 and re.search(words, error), error
@@ -207,31 +207,83 @@ def test_a_file_too_large_for_a_repository(run, zoo, command, monkeypatch):
     assert files(zoo) == ["models.yaml"]
 
 
+def test_a_second_one_waits_for_the_first(zoo):
+    order = []
+
+    def second():
+        with adding(zoo):
+            order.append("second")
+
+    thread = Thread(target=second)
+    with adding(zoo):
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+
+
 def test_what_a_killed_one_left_is_named(run, zoo, command):
     (zoo / "checkpoints" / ".adding").mkdir(parents=True)
     _, _, error = command("zoo", "add", run, "--id", "minent-tiny")
     assert "another model is being added" in error and "rm -r" in error
 
 
-def test_rows_of_seeds(run, zoo, command):
+def test_a_model_that_could_not_be_written_leaves_no_row(run, zoo, command, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr("solo_minent.zoo.add.write_index", full)
+    assert command("zoo", "add", run, "--id", "minent-tiny")[0] == 2
+    assert files(zoo) == ["models.yaml"]
+
+
+def test_a_full_disk_is_that_of_the_zoo(run, zoo, command, monkeypatch):
+    def full(source, target=None, **_):
+        raise OSError(28, "No space left on device", str(source))
+
+    monkeypatch.setattr("solo_minent.files.os.replace", full)
+    _, _, error = command("zoo", "add", run, "--id", "minent-tiny")
+    assert f"disk is full: {zoo}/checkpoints/.adding/minent-tiny.safetensors" in error
+    assert files(zoo) == ["models.yaml"]
+
+
+def test_the_same_weights_are_not_added_twice(run, zoo, command):
     assert command("zoo", "add", run, "--id", "minent-tiny")[0] == 0
+    before = {name: (zoo / name).read_bytes() for name in files(zoo)}
+    assert "weights are there: minent-tiny" in command("zoo", "add", run, "--id", "twin")[2]
+    assert {name: (zoo / name).read_bytes() for name in files(zoo)} == before
+
+
+def test_an_id_that_reads_as_another_is_taken(run, zoo, command):
+    assert command("zoo", "add", run, "--id", "minent-tiny")[0] == 0
+    before = files(zoo)
+    assert "model is there: minent-tiny" in command("zoo", "add", run, "--id", "minent.tiny")[2]
+    assert files(zoo) == before
+
+
+def test_results_of_fewer_or_other_images_are_not_the_models(run, zoo, command):
+    def more(rows):
+        for changes in (
+            {"test_images": 20},
+            {"image_size": 32},
+            {"normalization": [[0.5] * 3] * 2},
+        ):
+            rows += [{**row, **changes, "top1": 99.0} for row in rows[:2]]
+
+    edit(run / "results.json", more)
+    assert command("zoo", "add", run, "--id", "minent-tiny")[0] == 0
+    (entry,) = read_index()
+    assert [m.evaluation for m in entry.metrics] == ["knn", "linear", "online"]
+    assert 99.0 not in [m.top1 for m in entry.metrics]
+
+
+def test_a_run_on_a_list_of_this_machine_is_refused(run, zoo, command):
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("seed: 0\n", "seed: 1\n"))
-    edit(run / "results.json", lambda rows: rows[0].update(top1=50.0))
-    for _ in range(2):  # a row is replaced
-        status, out, _ = command("zoo", "add", run, "--id", "minent-tiny", "--results-only")
-        assert status == 0 and "results" in out
-    rows = read_rows(zoo / "results" / "zoo-digits.csv")
-    assert [(row["model"], row["seed"]) for row in rows] == [
-        ("minent-tiny", "0"),
-        ("minent-tiny", "1"),
-    ]
-    assert rows[1]["knn"] == "50.00" and rows[1]["sha256"] == "" and rows[0]["sha256"]
-    assert float(rows[0]["linear"]) == read_index()[0].metrics[1].top1
-    assert len(read_index()) == 1 and command("zoo", "verify")[0] == 0
-    (zoo / "results" / "zoo-digits.csv").write_text("a,b\n1,2\n")
-    _, _, error = command("zoo", "add", run, "--id", "minent-tiny", "--results-only")
-    assert "table of results is damaged" in error
+    config.write_text(config.read_text().replace("file_list: null", "file_list: mine.txt"))
+    _, _, error = command("zoo", "add", run, "--id", "minent-tiny")
+    assert "run is not one that others can repeat" in error and "mine.txt" in error
+    assert files(zoo) == ["models.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,16 @@ def test_nobody_answers(hub, tmp_path, alone):
     refused(file, tmp_path, alone, "refused")
 
 
+def test_a_file_without_an_address_is_in_a_repository(hub, tmp_path, alone):
+    """As of an installed wheel, which has the index alone."""
+    file = hub.entry()
+    file.urls = [f"checkpoints/{NAME}"]
+    words = f"checkpoints/{NAME} beside models.yaml in its repository. Name a mirror"
+    refused(file, tmp_path, alone, "the index names no address", words)
+    file.urls.append(hub.url("404"))
+    refused(file, tmp_path, alone, "in its repository. Connect this machine, name a mirror")
+
+
 def test_offline_downloads_nothing(hub, tmp_path, alone, monkeypatch):
     file = hub.entry("ok")
     refused(file, tmp_path, alone, "offline", offline=True)

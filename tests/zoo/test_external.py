@@ -144,3 +144,13 @@ def test_a_name_is_taken_once(write_zoo, command, tmp_path):
     torch.save(official("twist", network().state_dict()), path)
     assert command(*words(path))[0] == 0
     assert "model is there: theirs" in command(*words(path))[2]
+
+
+def test_a_cache_that_cannot_be_made_leaves_no_entry(write_zoo, command, tmp_path, monkeypatch):
+    zoo = write_zoo()
+    path = tmp_path / "official.pth"
+    torch.save(network().state_dict(), path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SOLO_MINENT_CACHE", str(tmp_path / "file" / "cache"))
+    assert "cache folder cannot be made" in command(*words(path))[2]
+    assert read_index() == [] and [p.name for p in zoo.iterdir()] == ["models.yaml"]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from solo_minent.errors import UserError
+from solo_minent.files import sha256
 from solo_minent.zoo.index import find_model, read_index, write_index, zoo_folder
 from solo_minent.zoo.schema import plain
 
@@ -91,6 +92,8 @@ HUGE = 10**30
         ("id", "tiny\n", "unprintable"),
         ("id", "trained", "id may not be trained"),
         ("id", "a" * 81, "id may not be"),
+        ("id", "tiny.safetensors", "id may not be tiny.safetensors"),
+        ("id", "tiny.pt", "id may not be tiny.pt"),
         ("id", ["tiny"], "model 1"),
         ("ours", "maybe", "at ours"),
         ("files", [], "files is empty"),
@@ -177,6 +180,13 @@ def test_a_wrong_key_is_named(path, value, words, values, write_zoo):
 def test_names_are_there_once(values, write_zoo):
     write_zoo(values, dict(values))
     refused("id is there twice: tiny")
+    # torch.hub's entries are named by the ids, with _ for - and .
+    one, two = (
+        changed(changed(values, "id", name), "files.0.name", f"{number}.safetensors")
+        for number, name in enumerate(("tiny-1.0", "tiny-1-0"))
+    )
+    write_zoo(one, two)
+    refused("id is there twice: tiny_1_0")
     other = changed(changed(values, "id", "other"), "files.0.name", "TINY.safetensors")
     write_zoo(values, other)
     refused("file name is there twice: tiny.safetensors")
@@ -232,16 +242,16 @@ def test_the_index_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-# A wheel has the index in the package.
+# A wheel has the zoo in the package.
 
 
-def test_a_wheel_has_the_index(tmp_path):
+def test_a_wheel_has_the_index_and_its_files(tmp_path):
     """Built with what is installed, without a connection; read by a Python that sees it alone."""
     copy_of = tmp_path / "checkout"
     words = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
     names = subprocess.run(words, capture_output=True, check=True, timeout=60).stdout.split(b"\0")
     for name in (name.decode() for name in names if name):
-        if name.startswith(("solo_minent/", "zoo/models", "setup.py", "pyproject", "README")):
+        if name.startswith(("solo_minent/", "zoo/", "setup.py", "pyproject", "README")):
             target = copy_of / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
@@ -259,7 +269,15 @@ def test_a_wheel_has_the_index(tmp_path):
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     count = len(yaml.safe_load((ROOT / "zoo" / "models.yaml").read_text())["models"])
-    assert done.stdout.split() == [str(tmp_path / "site" / "solo_minent" / "zoo"), str(count)]
+    kept = tmp_path / "site" / "solo_minent" / "zoo"
+    assert done.stdout.split() == [str(kept), str(count)]
+    assert _shipped(kept) == _shipped(copy_of / "zoo")
+
+
+def _shipped(zoo):
+    found = [path for path in zoo.glob("checkpoints/**/*") if path.is_file()]
+    found += zoo.glob("results/zoo-*.csv")
+    return {str(path.relative_to(zoo)): sha256(path) for path in found}
 
 
 def _path(wheel, tmp_path):

@@ -92,7 +92,7 @@ def test_on_a_cpu_it_is_a_narrow_backbone_and_says_so(method, train):
     config, options = composed(calls[0]), parse(calls[3].split())
     assert (config.method, config.max_epochs, config.data.train_images) == (method, 3, None)
     assert config.backbone.name == "timm:resnet10t" and not config.compile
-    assert (options.id, options.float16) == (f"{method}-resnet10-cifar10-cpu", False)
+    assert (options.id, options.float16) == (f"{method}-resnet10-cifar10-cpu", True)
 
 
 @pytest.mark.parametrize("status", ["75", "143"])  # saved; stopped before there was anything
