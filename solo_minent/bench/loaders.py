@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,13 @@ from solo_minent.console import progress_bar
 from solo_minent.data.augmentations import DEFAULT_ORDER, parse_views
 from solo_minent.data.datasets import FOLDER_SETS
 from solo_minent.data.loaders import num_workers, pretrain_images, pretrain_loader
+from solo_minent.data.transforms import normalization
+from solo_minent.errors import UserError
 from solo_minent.schema import RunConfig
 
-FORMATS = CHOICES["data.format"]
+# solo-learn's own loaders, by the name that they have here, and what `data.format` calls them.
+PEERS = {"solo-learn": "image_folder", "solo-learn-dali": "dali"}
+FORMATS = (*CHOICES["data.format"], *PEERS)
 # A crop cannot be left out.
 SWITCHES = tuple(name for name in DEFAULT_ORDER if name != "rrc")
 WARM_UP_SECONDS = 1.0
@@ -76,8 +81,9 @@ def bench_loaders(
 
     Args:
         config: data, views and batch size.
-        formats: values of `data.format`; by default image_folder, and dali for folders of images or
-            device for sets that are kept as pixels.
+        formats: values of `data.format`, or of `PEERS`; by default image_folder, and dali for
+            folders of images or device for sets that are kept as pixels, and of solo-learn's own
+            loaders those that can make these views.
         seconds: time of one round.
         rounds: how often.
 
@@ -88,9 +94,7 @@ def bench_loaders(
         UserError: an unknown format, or one that this data or these augmentations do not have.
     """
     config = replace(config, devices=1, num_nodes=1)  # of one process
-    if not formats:
-        folder = config.data.dataset in FOLDER_SETS
-        formats = ("image_folder", "dali" if folder else "device")
+    formats = formats or _default_formats(config)
     for name in formats:
         check_one_of("--format", name, FORMATS)
     check_range("--seconds", seconds, Range(0, 3, above=True))
@@ -103,11 +107,11 @@ def bench_loaders(
         task = bar.add_task("loaders", total=total)
         for _ in range(rounds):
             for name, own in configs.items():
-                found[name].add(*measure(own, seconds))
+                found[name].add(*measure(own, seconds, name))
                 bar.advance(task)
             for op in operations:
                 for name, own in configs.items():
-                    found[name].without[op].append(measure(_without(own, op), seconds)[0])
+                    found[name].without[op].append(measure(_without(own, op), seconds, name)[0])
                     bar.advance(task)
     return found
 
@@ -171,8 +175,33 @@ def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
     }
 
 
+def _default_formats(config: RunConfig) -> list[str]:
+    folder = config.data.dataset in FOLDER_SETS
+    formats = ["image_folder", "dali" if folder else "device"]
+    if config.data.dataset == "digits":  # solo-learn has none
+        return formats
+    for name in ("solo-learn", "solo-learn-dali") if folder else ("solo-learn",):
+        try:
+            _with_format(config, name)
+        except UserError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+        else:
+            formats.append(name)
+    return formats
+
+
 def _with_format(config: RunConfig, name: str) -> RunConfig:
-    return check(replace(config, data=replace(config.data, format=name)))
+    """The config of a loader; raises UserError where there is none."""
+    own = check(replace(config, data=replace(config.data, format=PEERS.get(name, name))))
+    if name not in PEERS:
+        return own
+    from solo_minent import host
+
+    mean, std = map(list, normalization(own.data))
+    data = replace(own.data, mean=mean, std=std, num_workers=num_workers(own))
+    own = replace(own, data=data)
+    host.fit_data(own)  # raises where it cannot
+    return own
 
 
 def _operations(config: RunConfig) -> list[str]:
@@ -189,14 +218,18 @@ def _without(config: RunConfig, operation: str) -> RunConfig:
     return replace(config, augmentations=entries)
 
 
-def measure(config: RunConfig, seconds: float) -> tuple[float, float, float, float]:
-    """(images a second, busy cores, MiB, MiB of the device) of a fresh loader."""
+def measure(config: RunConfig, seconds: float, name: str = "") -> tuple[float, float, float, float]:
+    """(images a second, busy cores, MiB, MiB of the device) of a fresh loader.
+
+    Args:
+        config: its `data.format` is measured,
+        name: or this one of `PEERS`.
+    """
     cuda = _on_gpu(config)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     before = _memory()
-    loader = pretrain_loader(config, pretrain_images(config))
-    batches = _endless(loader)
+    batches = _endless(_open(name, config))
     start = time.perf_counter()
     while time.perf_counter() - start < WARM_UP_SECONDS:
         _arrive(next(batches), cuda)
@@ -211,13 +244,23 @@ def measure(config: RunConfig, seconds: float) -> tuple[float, float, float, flo
     return images / elapsed, cores, memory, device
 
 
+def _open(name: str, config: RunConfig) -> Any:
+    images = pretrain_images(config)  # what is wrong with them shows here
+    if name not in PEERS:
+        return pretrain_loader(config, images)
+    from solo_minent.host.peers import own_loader
+
+    return own_loader(config)
+
+
 def _on_gpu(config: RunConfig) -> bool:
     return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _endless(loader: Any) -> Iterator[list]:
     for epoch in itertools.count():
-        loader.set_epoch(epoch)
+        if hasattr(loader, "set_epoch"):  # solo-learn's have none
+            loader.set_epoch(epoch)
         yield from loader
 
 

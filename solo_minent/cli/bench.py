@@ -59,12 +59,13 @@ def add_bench(
     add.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
     add.add_argument("--data", metavar="LIST", help="clusters, gaussian; default: both")
     add.set_defaults(command=_knn)
-    add = what.add_parser("loader", parents=[named, table], help="every format in turn")
+    add = what.add_parser("loader", parents=[named, table], help="every format, and solo-learn's")
     add.add_argument("--dataset", metavar="NAME", help="measure with the recipe NAME/minent")
     add.add_argument(
         "--format",
         metavar="LIST",
-        help="formats, with commas between; default: image_folder and dali, or device for pixels",
+        help="formats, with commas between, solo-learn and solo-learn-dali for its own loaders; "
+        "default: image_folder, dali or device (pixels), and solo-learn's where they can",
     )
     add.add_argument("--seconds", type=float, default=3.0, help="of one round (default 3)")
     add.add_argument("--rounds", type=int, default=3, help="of each format (default 3)")

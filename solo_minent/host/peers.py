@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchmetrics import Metric
 
@@ -49,3 +51,33 @@ def knn_classifier(k: int, temperature: float, distance: str) -> Metric:
     from solo.utils.knn import WeightedKNNClassifier
 
     return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+
+
+def own_loader(config: RunConfig) -> Iterable:
+    """solo-learn's training loader, PIL or DALI by `data.format`, of a folder of images or CIFAR.
+
+    Batches are `[indexes (B,), [views (B, 3, S, S), …], targets (B,)]`.
+
+    Args:
+        config: with `data.mean` and `data.std`; `data.num_workers` is taken as it is.
+
+    Raises:
+        UserError: as `host.fit_data`.
+    """
+    data = host.fit_data(config)
+    if "datamodule" not in data:
+        # It asks for pinned memory on machines without an accelerator as well.
+        warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")
+        return data["train_dataloaders"]
+    module = data["datamodule"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a trainer that does not train
+        module.trainer = Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+    module.setup("fit")
+    return module.train_dataloader()

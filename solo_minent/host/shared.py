@@ -25,6 +25,8 @@ DALI_MISSING = (
     "DALI is not installed: data.format=dali needs it. Run `pip install nvidia-dali-cuda130` (or "
     "nvidia-dali-cuda120; both run on the CPU too), or set data.format=image_folder."
 )
+# Sets of one file that solo-learn reads through torchvision, and their folder in data.root.
+PIXEL_SETS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -186,16 +188,19 @@ def select(pipeline: DictConfig, key: str, default: Any) -> Any:
 
 
 def data_root(config: Any) -> Path:
-    """The data set's folder, which holds `train/<class>/<image>`.
+    """The data set's folder, which holds `train/<class>/<image>`, or torchvision's CIFAR.
 
     Raises:
         UserError: there is none.
     """
     root = Path(config.data.root or ".")
-    if not any((root / "train").glob("*/*")):
+    # CIFAR is looked for here, or solo-learn would download it.
+    wanted = f"{PIXEL_SETS.get(config.data.dataset, 'train/*')}/*"
+    if not any(root.glob(wanted)):
         raise UserError(
-            f"data.root has no images: {root}. They were looked for in train/<class>/<image>. "
-            "Set data.root to the folder of the data set."
+            f"data.root has no images: {root}. They were looked for in "
+            f"{wanted.replace('*/*', '<class>/<image>')}. Set data.root to the folder of the "
+            "data set."
         )
     return root
 

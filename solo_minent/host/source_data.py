@@ -1,4 +1,4 @@
-"""solo-learn 1.0.6's own loaders for a folder data set."""
+"""solo-learn 1.0.6's own loaders for a folder of images, and for CIFAR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECTIONS = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equa
 
 
 def fit_data(config: RunConfig) -> dict[str, Any]:
-    """Keywords for `Trainer.fit` from `<root>/train` and, if it is there, `<root>/val`.
+    """Keywords for `Trainer.fit` from `<root>/train` (or CIFAR) and, if it is there, `<root>/val`.
 
     Batches are `[indexes, [view, …], targets]` in training and `(images, targets)` in validation.
     With DALI only the training images go through it, on the GPU if there is one.
@@ -38,7 +38,9 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
             data.val_dataloader = lambda: val_loader
         return {"datamodule": data}
     transform = _n_crops(pipelines, pretrain_dataloader.build_transform_pipeline)
-    train = pretrain_dataloader.prepare_datasets("custom", transform, root / "train")
+    pixels = config.data.dataset in shared.PIXEL_SETS
+    name, folder = (config.data.dataset, root) if pixels else ("custom", root / "train")
+    train = pretrain_dataloader.prepare_datasets(name, transform, folder, download=False)
     train_loader = pretrain_dataloader.prepare_dataloader(
         train, batch_size=config.optimizer.batch_size, num_workers=config.data.num_workers
     )

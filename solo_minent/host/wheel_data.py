@@ -1,4 +1,4 @@
-"""solo-learn 1.0.2's own loaders for a folder data set."""
+"""solo-learn 1.0.2's own loaders for a folder of images, and for CIFAR."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def on_cpu(original: type) -> type:
 
 
 def fit_data(config: RunConfig) -> dict[str, Any]:
-    """Keywords for `Trainer.fit` from `<root>/train` and, if it is there, `<root>/val`.
+    """Keywords for `Trainer.fit` from `<root>/train` (or CIFAR) and, if it is there, `<root>/val`.
 
     Batches are `[indexes, [view, …], targets]` in training and `(images, targets)` in validation.
     With DALI only the training images go through it, on the GPU if there is one.
@@ -67,9 +67,9 @@ def fit_data(config: RunConfig) -> dict[str, Any]:
     transform = pretrain_dataloader.prepare_n_crop_transform(
         [pretrain_dataloader.prepare_transform("custom", **k) for k in keywords], num_crops
     )
-    train = pretrain_dataloader.prepare_datasets(
-        "custom", transform, data_dir=root, train_dir="train"
-    )
+    pixels = config.data.dataset in shared.PIXEL_SETS
+    name, folder = (config.data.dataset, ".") if pixels else ("custom", "train")
+    train = pretrain_dataloader.prepare_datasets(name, transform, root, folder)
     train_loader = pretrain_dataloader.prepare_dataloader(
         train, batch_size=config.optimizer.batch_size, num_workers=config.data.num_workers
     )

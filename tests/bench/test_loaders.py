@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from solo_minent.bench import loaders
 from solo_minent.bench.loaders import Measurement, bench_loaders, print_loaders
@@ -33,6 +34,42 @@ def test_each_loader_and_each_operation_is_measured(tiny_run, tmp_path, monkeypa
     assert set(rows["device"]) == {"cpu"} and set(rows["sizes"]) == {"tiny"}
 
 
+@pytest.fixture
+def folder_run(tiny_run, tmp_path):
+    """A folder of 24 images in two classes, with views that solo-learn can make as well."""
+    for i in range(24):
+        path = tmp_path / "images" / "train" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (10 * i, 0, 7)).save(path)
+    words = [f"data.root={tmp_path / 'images'}", "data.dataset=custom", "data.image_size=16"]
+    config = tiny_run("minent", *words, "optimizer.batch_size=8", "data.num_workers=0")
+    config.augmentations = [
+        {"num_crops": 2, "rrc": {"crop_min_scale": 0.5}, "grayscale": {"prob": 0.2}}
+    ]
+    config.data.train_images = None
+    return config
+
+
+def test_solo_learns_loaders_take_turns_with_ours(folder_run, monkeypatch):
+    monkeypatch.setattr(loaders, "WARM_UP_SECONDS", 0.01)
+    found = bench_loaders(folder_run, seconds=0.05, rounds=1)
+    assert list(found) == ["image_folder", "dali", "solo-learn", "solo-learn-dali"]
+    assert all(measured.rate > 0 for measured in found.values())
+    assert all(measured.milliseconds("grayscale") for measured in found.values())
+
+
+def test_what_solo_learn_cannot_make_is_left_out_and_said(folder_run, monkeypatch, capsys):
+    folder_run.augmentations[0]["rrc"] = {"interpolation": "bilinear"}
+    assert loaders._default_formats(folder_run) == ["image_folder", "dali"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in said] == [
+        "solo-learn is left out",
+        "solo-learn-dali is left out",
+    ]
+    with pytest.raises(UserError, match="is not in solo-learn: rrc.interpolation=bilinear"):
+        bench_loaders(folder_run, ["solo-learn"])
+
+
 def test_the_cost_of_an_operation_is_the_time_without_it():
     measured = Measurement(without={"blur": [500.0, 400.0, 900.0]})
     for rate in (250.0, 100.0, 260.0):
@@ -51,7 +88,11 @@ def test_memory_is_as_exact_as_the_system_tells(known, monkeypatch):
 
 def test_an_operation_left_out_leaves_its_order_whole(tiny_run):
     config = tiny_run("minent")
-    entry = {"order": ["rrc", "grayscale"], "rrc": {}, "grayscale": {"prob": 0.5}}
+    entry = {
+        "order": ["rrc", "grayscale"],
+        "rrc": {"crop_min_scale": 0.5},
+        "grayscale": {"prob": 0.5},
+    }
     config.augmentations = [entry | {"num_crops": 2}]
     assert loaders._without(config, "grayscale").augmentations[0]["order"] == ["rrc"]
     assert config.augmentations[0]["order"] == ["rrc", "grayscale"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from solo_minent import host
 from solo_minent.errors import UserError
+from solo_minent.host.peers import own_loader
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 NO_CHANGE = {"crop_size": 32, "rrc": {"crop_min_scale": 1.0, "crop_max_scale": 1.0}}
@@ -180,3 +184,34 @@ if host.HOST == "wheel":
                 trainer(1).fit(solo_method("old order", **weights, **arguments))
         finally:
             del METHODS["dali"], METHODS["old order"]
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "dali"])
+def test_a_loader_to_be_measured_against(run_config, folder, kind):
+    config = make(run_config, folder, [NO_CHANGE | {"num_crops": 2}], format=kind, num_workers=1)
+    loader = own_loader(config)
+    for _ in range(2):  # epochs
+        batches = list(loader)
+        assert [len(indexes) for indexes, _, _ in batches] == [8, 8]
+        for _, views, labels in batches:
+            assert [view.shape for view in views] == [(8, 3, 32, 32)] * 2
+            green = pixels(views[0].cpu())[:, 1].mean(dim=(1, 2))
+            torch.testing.assert_close(green, 100 + 50.0 * labels.cpu(), rtol=0, atol=1)
+
+
+def test_cifar_is_read_and_never_downloaded(run_config, tmp_path, monkeypatch):
+    """solo-learn 1.0.2 would download what is not there."""
+    augmentations = [NO_CHANGE | {"num_crops": 2}]
+    config = make(run_config, tmp_path, augmentations, dataset="cifar10")
+    with pytest.raises(UserError, match=r"has no images.*looked for in cifar-10-batches-py/\*"):
+        own_loader(config)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    batch.parent.mkdir()
+    data = np.full((20, 3072), 51, np.uint8)
+    batch.write_bytes(pickle.dumps({"data": data, "labels": [i % 10 for i in range(20)]}))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: None)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    _, views, labels = next(iter(own_loader(config)))
+    assert len(views) == 2 and labels.max() < 10
+    torch.testing.assert_close(pixels(views[0]), torch.full((8, 3, 32, 32), 51.0), atol=0.6, rtol=0)
