@@ -298,7 +298,8 @@ def _worker_options(config: RunConfig) -> dict[str, Any]:
     moment is held in the child for ever.
     """
     workers = num_workers(config)
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    pinned = torch.cuda.is_available() and config.accelerator != "cpu"
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pinned}
     options["worker_init_fn"] = calm
     dali = config.data.format == "dali" or "solo_minent.data.dali" in sys.modules
     if workers and dali and "forkserver" in multiprocessing.get_all_start_methods():

@@ -7,6 +7,7 @@ every command, and most runs need neither. timm, which it imports, does so with 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 import threading
@@ -28,15 +29,20 @@ class LaterModule(ModuleType):
     """A module that runs when one of its names is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by whoever looks through all modules
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        with _LOCK:
-            loader = self.__spec__.loader
-            if loader.importing:
-                return _Name(self, name)
-            if not loader.started:
-                loader.run(self)
+        loader = self.__spec__.loader
+        # Other special names are asked for by whoever looks through all modules.
+        of_use = name == "__all__" or not name.startswith("__")
+        if of_use and isinstance(loader, _Loader):  # it is another one after a reload
+            with _LOCK:
+                if loader.importing and name != "__all__":
+                    return _Name(self, name)
+                if not loader.started:
+                    loader.run(self)
         return super().__getattribute__(name)
+
+    def __dir__(self) -> list[str]:
+        getattr(self, "__all__", None)  # runs it
+        return list(super().__dir__())
 
 
 class _Name:
@@ -50,6 +56,23 @@ class _Name:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(*self._own)(*args, **kwargs)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, getattr(*self._own))
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return issubclass(subclass, getattr(*self._own))
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type]:
+        return (getattr(*self._own),)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        module, name = self._own
+        return _name_of, (module.__name__, name)  # a copy is the real one
+
+
+def _name_of(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 class _Loader:
@@ -83,7 +106,8 @@ class _Loader:
         for function in self.then:
             function()
         package = module.__name__.partition(".")[0]
-        for holder in [m for n, m in sys.modules.items() if n.partition(".")[0] == package]:
+        modules = list(sys.modules.items())  # other threads may import
+        for holder in [m for n, m in modules if n.partition(".")[0] == package]:
             for name, value in list(vars(holder).items()):
                 if isinstance(value, _Name) and value._own[0] is module:
                     setattr(holder, name, getattr(*value._own))
@@ -109,12 +133,12 @@ class _Finder:
 
 
 def _is_there(package: str) -> bool:
-    if package in sys.modules:
-        return True
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # not even the package that it is in
         return False
+    except ValueError:  # somebody put a module there by hand
+        return True
 
 
 @contextlib.contextmanager

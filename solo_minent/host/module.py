@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from solo_minent.errors import UserError
-from solo_minent.host.optimizers import give_buffers, place_steps, with_fused
+from solo_minent.host.optimizers import give_buffers, place_state, with_fused
 from solo_minent.meter import Meter
 from solo_minent.methods.base import Progress, SSLMethod
 
@@ -204,7 +204,7 @@ class MethodModule:
         factor = self.lr_factor(scheduler.last_epoch)
         for group, own in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
             group |= {**own, "initial_lr": own["lr"], "lr": own["lr"] * factor}
-        place_steps(scheduler.optimizer)
+        place_state(scheduler.optimizer)
 
 
 def adapted_class(

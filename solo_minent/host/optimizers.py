@@ -24,33 +24,38 @@ def with_fused(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def give_buffers(optimizer: Optimizer, *_: Any) -> None:
-    """Before a step of SGD: momentum 0 of weights whose first gradient comes later than others'.
+    """Before a step of fused SGD: momentum 0 of weights that have none yet.
 
-    A fused step refuses a group of which some weights have none. Without dampening, it comes to the
-    same as none.
+    Without dampening, it comes to the same as none. By itself torch refuses a group of which some
+    weights have none, and where a loss scale leaves out the first step, it goes on with whatever
+    was in the memory (torch 2.11).
     """
     for group in optimizer.param_groups:
-        if not (group.get("fused") and group.get("momentum")):
+        if not group.get("fused") or not group["momentum"] or group["dampening"]:
             continue
-        moved = [p for p in group["params"] if p.grad is not None]
-        new = [p for p in moved if optimizer.state[p].get("momentum_buffer") is None]
-        if len(new) < len(moved):
-            for parameter in new:
+        for parameter in (p for p in group["params"] if p.grad is not None):
+            if optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def place_steps(optimizer: Optimizer) -> None:
-    """Counts of steps lie where the optimiser wants them: a fused one beside the weights.
+def place_state(optimizer: Optimizer) -> None:
+    """State out of a checkpoint lies as the optimiser wants it, not as another one wanted it.
 
-    A checkpoint brings them where the optimiser that was saved wanted them.
+    Counts of steps: a fused optimiser's lie beside the weights. All else: in the order of the
+    weights in memory (channels_last); a fused step takes both as plain rows of numbers, and paired
+    one weight with the momentum of another (torch 2.11).
     """
     for group in optimizer.param_groups:
+        beside = group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
-            step = optimizer.state.get(parameter, {}).get("step")
-            if isinstance(step, Tensor):
-                beside = group.get("fused") or group.get("capturable")
-                place = parameter.device if beside else torch.device("cpu")
-                optimizer.state[parameter]["step"] = step.to(place)
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if name == "step":
+                    state[name] = value.to(parameter.device if beside else torch.device("cpu"))
+                elif value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class Lars(Optimizer):

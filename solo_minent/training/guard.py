@@ -161,10 +161,10 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
         self._settle(trainer)
-        flag = self._look(trainer, module)
+        flags = self._look(trainer, module)
         if self.skip:
             self._settle(trainer, module)
-        elif _scaler(trainer) is None and not _refuse(optimizer, flag):
+        elif not _refuse(optimizer, flags, _scaler(trainer) is not None):
             self._settle(trainer)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -179,7 +179,7 @@ class NonFiniteGuard(Callback):
         """Sends the numbers of the step under way, without waiting for any of them.
 
         Returns:
-            float32 scalar on the device: 1 where something is not finite.
+            (2,) on the device: 1 where a term, and where a gradient of some process is not finite.
         """
         batches, self._batches = self._batches, []
         named = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
@@ -195,7 +195,7 @@ class NonFiniteGuard(Callback):
         self._numbers.send(torch.cat([flags, torch.stack(others), *reversed(checked)]))
         step, epoch = trainer.global_step + 1, trainer.current_epoch + 1
         self._step = _Step(step, epoch, batches, list(named))
-        return flags.amax().float()
+        return flags
 
     def _settle(self, trainer: Trainer, undo: LightningModule | None = None) -> None:
         """Reads the numbers of the last step, if they were not yet; `undo`: it is under way."""
@@ -324,15 +324,19 @@ def _scaler(trainer: Trainer) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def _refuse(optimizer: Optimizer, flag: Tensor) -> bool:
-    """Has the next update left out where `flag` is 1; False if the optimiser cannot.
+def _refuse(optimizer: Optimizer, flags: Tensor, scaled: bool) -> bool:
+    """Has the next update left out where one of `flags` is 1; False if the optimiser cannot.
 
-    By what a loss scale tells a fused optimiser of torch.
+    By what a loss scale tells a fused optimiser of torch; the scale itself looks at gradients only.
     """
-    able = ("_step_supports_amp_scaling", "heeds_found_inf")
-    if not any(getattr(optimizer, name, False) for name in able):
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if fused and scaled:
+        gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
+        next(g for g in gradients if g is not None).masked_fill_(flags[0] > 0, math.nan)
+    elif fused or getattr(optimizer, "heeds_found_inf", False):
+        optimizer.found_inf, optimizer.grad_scale = flags.amax().float(), None
+    else:
         return False
-    optimizer.found_inf, optimizer.grad_scale = flag, None
     return True
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import inspect
+import pickle
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -78,6 +82,51 @@ def test_a_name_bound_at_import_works_and_is_the_real_one_afterwards(package):
     assert made.Thing is made.heavy.Thing is not bound
 
 
+def through_pickle(value):
+    """As to a worker process."""
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, through_pickle])
+def test_a_copy_of_such_a_name_is_the_real_one(package, copied):
+    made = package()
+    assert copied(made.Thing) is made.heavy.Thing
+
+
+def test_such_a_name_is_a_class(package):
+    made = package()
+    bound = made.Thing
+
+    class Own(bound):
+        pass
+
+    assert Own.__mro__[1] is made.heavy.Thing
+    assert isinstance(Own(), bound) and not isinstance(made, bound)
+    assert issubclass(Own, bound) and not issubclass(int, bound)
+
+
+def test_all_its_names_can_be_had(package):
+    names = {}
+    assert "Thing" not in vars(package().heavy)
+    exec("from putoff_package.heavy import *", names)
+    assert names["Thing"].word == "real"
+
+
+def test_who_asks_for_its_names_gets_them(package):
+    assert "Thing" in dir(package().heavy)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_it_can_be_reloaded(package, used):
+    made = package()
+    if used:
+        assert made.heavy.Thing
+    again = importlib.reload(made.heavy)
+    assert again is made.heavy and again.Thing.word == "real"
+    with pytest.raises(AttributeError, match="heavy.*no attribute 'nothing'"):
+        _ = again.nothing
+
+
 def test_functions_are_called_before_anyone_gets_a_name(package):
     made = package()
     later.when_loaded(made.heavy, lambda: setattr(made.heavy.Thing, "word", "adapted"))
@@ -105,6 +154,24 @@ def test_it_runs_in_its_context(package):
 @pytest.mark.parametrize("needs", [("putoff_needed",), ("putoff_needed.inner",)])
 def test_what_it_needs_is_missing(package, needs):
     assert package(needs=needs, needed=False).heavy is None
+
+
+def test_what_it_needs_was_forbidden(package, monkeypatch):
+    """`sys.modules[name] = None` is how an import is made to fail."""
+    monkeypatch.setitem(sys.modules, "putoff_needed", None)
+    assert package().heavy is None
+
+
+def test_what_it_needs_stands_there_without_a_file(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "putoff_needed", types.ModuleType("putoff_needed"))
+    assert package(needed=False).heavy.Thing.word == "real"
+
+
+def test_two_threads_get_the_same(package):
+    made = package("import time\ntime.sleep(0.2)\n" + HEAVY)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: made.heavy.Thing, range(8)))
+    assert len(set(map(id, found))) == 1 and len(package.runs) == 1
 
 
 def test_a_module_that_fails_fails_every_time(package):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from solo_minent import host
-from solo_minent.host.optimizers import Lars, give_buffers, place_steps, with_fused
+from solo_minent.host.optimizers import Lars, give_buffers, place_state, with_fused
 
 STEPS = 6
 SETTINGS = {"lr": 0.3, "momentum": 0.9, "eta": 0.02}
@@ -155,11 +156,26 @@ def test_fused_computes_the_same_and_goes_on_from_the_other(kind, kwargs):
         fresh.load_state_dict(copy.deepcopy(saved.state_dict()))
         for group in fresh.param_groups:
             group["fused"] = how.get("fused")
-        place_steps(fresh)
+        place_state(fresh)
         train(None, steps=range(STEPS, STEPS + 2), params=params, optimizer=fresh)
         straight, _ = train(lambda g: kind(g, lr=0.01, **kwargs), steps=range(STEPS + 2))
         for a, b in zip(params, straight, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_first_step_that_a_loss_scale_leaves_out_leaves_no_momentum(monkeypatch):
+    """torch's fused SGD left memory as it was found: here NaN."""
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=0.1, **with_fused("sgd", {"momentum": 0.9}))
+    optimizer.register_step_pre_hook(give_buffers)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor in (math.inf, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(weight.detach(), torch.full((4,), 1 - 0.1 - 0.19))
 
 
 def test_a_way_that_was_chosen_stays():
@@ -176,8 +192,35 @@ def test_counts_of_steps_lie_where_the_optimizer_wants_them():
         optimizer.param_groups[0]["fused"] = fused
         start = torch.zeros(()) if fused else torch.zeros((), device="cpu")
         optimizer.state[weight] = {"step": start}
-        place_steps(optimizer)
+        place_state(optimizer)
         assert optimizer.state[weight]["step"].device.type == place
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("to", [torch.channels_last, torch.contiguous_format])
+def test_momentum_lies_as_the_weights_do(name, to):
+    """A run goes on with another order in memory: a fused step would mix elements up."""
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    kwargs = with_fused(name, {"momentum": 0.9} if name == "sgd" else {})
+    generator = torch.Generator().manual_seed(0)
+    start, *steps = torch.randn(5, 4, 3, 3, 3, generator=generator)
+
+    def train(optimizer, steps):
+        (weight,) = optimizer.param_groups[0]["params"]
+        for gradient in steps:
+            weight.grad = torch.empty_like(weight).copy_(gradient)
+            optimizer.step()
+        return weight
+
+    orders = {torch.channels_last, torch.contiguous_format}
+    first = nn.Parameter(start.clone(memory_format=(orders - {to}).pop()))
+    optimizer = kind([first], lr=0.1, **kwargs)
+    weight = train(optimizer, steps[:2])
+    other = nn.Parameter(weight.detach().clone(memory_format=to))
+    further = kind([other], lr=0.1, **kwargs)
+    further.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    place_state(further)
+    torch.testing.assert_close(train(further, steps[2:]), train(optimizer, steps[2:]))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])

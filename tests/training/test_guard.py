@@ -23,6 +23,7 @@ import solo_minent.pretrain
 from solo_minent.checkpoint import CHECKPOINT_FILE as CHECKPOINT
 from solo_minent.config import to_yaml
 from solo_minent.errors import UserError
+from solo_minent.host.optimizers import Lars
 from solo_minent.methods import available
 from solo_minent.monitors import Monitors
 from solo_minent.pretrain import pretrain
@@ -384,9 +385,9 @@ class Plain(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, fused=self.fused)
 
 
-def fit_plain(tmp_path, factors, constants, scale, skip=0, fused=False):
+def fit_plain(tmp_path, factors, constants, scale, skip=0, module=None):
     """Steps with these gradients and losses under a loss scale; the module after it."""
-    module = Plain(fused)
+    module = Plain() if module is None else module
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     data = [(i, [f], c) for i, (f, c) in enumerate(zip(factors, constants, strict=True))]
     config = RunConfig(folder=str(tmp_path), guard=GuardConfig(skip))
@@ -406,7 +407,8 @@ def fit_plain(tmp_path, factors, constants, scale, skip=0, fused=False):
 
 @pytest.mark.parametrize("fused", [False, True])  # it undoes the scale by itself
 def test_a_loss_scale_searches_by_itself(tmp_path, fused):
-    module, scaler = fit_plain(tmp_path, [1.0, math.inf, 1.0], [0.0] * 3, scale=4.0, fused=fused)
+    factors = [1.0, math.inf, 1.0]
+    module, scaler = fit_plain(tmp_path, factors, [0.0] * 3, scale=4.0, module=Plain(fused))
     assert module.weight.item() == pytest.approx(0.8)
     assert scaler.get_scale() == 2.0
 
@@ -429,6 +431,16 @@ def test_a_step_under_a_loss_scale_is_passed_over(tmp_path):
 def test_a_loss_scale_does_not_excuse_everything(tmp_path, factor, constant, scale, what):
     with pytest.raises(UserError, match=f"{what} at step 2 on rank 0"):
         fit_plain(tmp_path, [1.0, factor], [0.0, constant], scale)
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "fused", "lars"])
+def test_a_loss_scale_that_sees_finite_gradients_updates_nothing(tmp_path, optimizer):
+    module = Plain(optimizer == "fused")
+    if optimizer == "lars":
+        module.configure_optimizers = lambda: Lars(module.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="The weights are those before this step"):
+        fit_plain(tmp_path, [1.0, 1.0], [math.inf, 0.0], 4.0, module=module)
+    assert module.weight.item() == 1.0
 
 
 def test_the_rank_that_brought_it_in_is_named():
