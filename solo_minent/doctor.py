@@ -132,17 +132,21 @@ def _accelerator() -> Finding:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this code runs from, if it is one."""
+    """Commit of the checkout that this code runs from, if it is one; -dirty: its code was changed.
+
+    What runs add to the checkout besides, such as models of the zoo, is no code.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    commit = git("describe", "--always").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "solo_minent").returncode
+    return (commit + ("-dirty" if changed else "")) or None
 
 
 def print_findings() -> bool:

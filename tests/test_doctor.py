@@ -1,6 +1,7 @@
 """The doctor names packages that exist and never breaks on what it examines."""
 
 import importlib.util
+import subprocess
 
 import pytest
 
@@ -53,3 +54,28 @@ def test_environment_names_versions_and_the_command(monkeypatch):
     environment = doctor.environment()
     assert environment["command"] == ["solo-minent", "pretrain"]
     assert {"torch", "lightning"} <= environment["packages"].keys()
+
+
+def test_only_changed_code_makes_a_commit_dirty(tmp_path, monkeypatch):
+    """A run that adds its model to the checkout leaves the next run's commit clean."""
+    code, model = tmp_path / "solo_minent" / "doctor.py", tmp_path / "zoo" / "models.yaml"
+    monkeypatch.setattr(doctor, "__file__", str(code))
+    assert doctor.environment()["commit"] is None
+    for path in (code, model):
+        path.parent.mkdir()
+        path.write_text("one")
+
+    def git(*words):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *names, *words], capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = doctor.environment()["commit"]
+    assert commit and not commit.endswith("-dirty")
+    model.write_text("two")
+    assert doctor.environment()["commit"] == commit
+    code.write_text("two")
+    assert doctor.environment()["commit"] == f"{commit}-dirty"
