@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 METHODS = ("minent", "mec", "twist", "corinfomax")
 STEPS = ("step", "phases", "loop")
-# Two views of 64 images take a ResNet-18 of CIFAR two to three seconds on two cores. With fewer, the
-# optimiser and the heads' weights, which cost the same for any batch, weigh more than in training.
+# Two views of 64 images take a ResNet-18 of CIFAR two to three seconds on two cores. With fewer,
+# optimiser and heads, of which a part costs the same for any batch, weigh more than in training.
 CPU_STEP = ("accelerator=cpu", "precision=32-true", "data.format=device", "optimizer.batch_size=64")
 GPU_STEP = ("accelerator=gpu", "data.format=device")
 WINDOWS = {"cpu": 2, "cuda": 20}  # steps of the training loop in one turn
