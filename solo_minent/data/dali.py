@@ -198,6 +198,7 @@ class DaliLoader(Resumable):
         _check_installed()
         self.images, self.batch_size, self.seed = images, config.optimizer.batch_size, config.seed
         self.constants = normalization(config.data)
+        self.pinned = torch.cuda.is_available() and config.accelerator != "cpu"
         self.dataset = EncodedImages(images, config)
         self.sampler = EpochSampler(self.dataset, config.seed, self.batch_size)
         self.threads, workers = _threads(config, self.device)
@@ -285,7 +286,7 @@ class DaliLoader(Resumable):
             except RuntimeError as error:
                 self._repair(error)
                 continue
-            views = [_tensor(output, self.device) for output in outputs]
+            views = [_tensor(output, self.device, self.pinned) for output in outputs]
             self._pipeline.release_outputs()
             return views
 
@@ -327,17 +328,18 @@ class DaliLoader(Resumable):
         return list(zip(*scalars, batch.files(), numbers, strict=True))
 
 
-def _tensor(output: Any, device: str) -> Tensor:
+def _tensor(output: Any, device: str, pinned: bool) -> Tensor:
     """An output as float32 (B, 3, S, S), where it lies.
 
-    On the CPU it is DALI's own memory, which DALI leaves alone as long as the tensor lives. A GPU's
-    is copied, on PyTorch's stream: DALI works on another one.
+    On the CPU it is DALI's own memory, which DALI leaves alone as long as the tensor lives, unless
+    pinned. A GPU's is copied, on PyTorch's stream: DALI works on another one.
     """
     from nvidia.dali.plugin.pytorch import feed_ndarray
 
     dense = output.as_tensor()
     if device == "cpu":
-        return torch.from_dlpack(dense)
+        views = torch.from_dlpack(dense)
+        return views.pin_memory() if pinned else views
     current = torch.cuda.current_stream()
     target = torch.empty(dense.shape(), dtype=torch.float32, device=current.device)
     return feed_ndarray(dense, target, cuda_stream=current)

@@ -19,6 +19,7 @@ from solo_minent.errors import UserError
 from solo_minent.host.optimizers import give_buffers, place_state, with_fused
 from solo_minent.meter import Meter
 from solo_minent.methods.base import Progress, SSLMethod
+from solo_minent.training.copies import beside_computing
 
 OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
 
@@ -69,6 +70,12 @@ class MethodModule:
         self._total_steps = int(total_steps)
         if self.lr_factor is not None:
             self._use_own_settings()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        """Lightning's, beside what the device computes."""
+        return beside_computing(
+            lambda: super(MethodModule, self).transfer_batch_to_device(batch, device, index), device
+        )
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The method's loss plus that of solo-learn's online classifier (on detached features).
