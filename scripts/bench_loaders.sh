@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The loaders side by side: CIFAR-10 from PIL workers and from the device; a folder of photographs at
-# 112 and 224 px from PIL workers and from DALI. Tables on the terminal, csv files in OUT.
+# 112 and 224 px from PIL workers and from DALI; solo-learn's own where they can make the recipe's
+# views. Tables on the terminal, csv files in OUT.
 #   bash scripts/bench_loaders.sh /data/cifar10 /data/imagenette
 # ROUNDS rounds of SECONDS_EACH for every loader, and for every operation left out; the machine should
 # do nothing else. On one with a GPU:
@@ -27,10 +28,10 @@ bench() {
     --csv "$out/loaders-$name.csv" data.num_workers=2 "$@"
 }
 for method in minent corinfomax; do
-  bench "cifar10-$method" --recipe "cifar10/$method" --format image_folder,device \
+  bench "cifar10-$method" --recipe "cifar10/$method" \
     data.root="$cifar" optimizer.batch_size=256 "$@"
 done
 for size in 112 224; do
-  bench "photographs-$size" --recipe imagenet100/corinfomax --format image_folder,dali \
+  bench "photographs-$size" --recipe imagenet100/corinfomax \
     data.dataset=custom data.root="$photos" data.image_size="$size" optimizer.batch_size=64 "$@"
 done
