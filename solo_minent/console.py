@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 EXPECTED = (
+    ".*overridden `transfer_batch_to_device` in `LightningModule`.*",  # it is the one to use
     ".*isinstance\\(treespec, LeafSpec\\).*",  # inside Lightning 2.6
     ".*does not have many workers.*",  # the loader caps workers at the cores
     ".*`validation_step` but have no `val_dataloader`.*",  # a probe has none

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -351,3 +352,14 @@ def finished(tmp_path_factory):
     (run,) = (path.parent for path in Path(root).rglob("backbone.safetensors"))
     assert main(["knn", str(run)]) == main(["linear", str(run)]) == 0
     return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def zoo(write_zoo):
+    return write_zoo()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from threading import Thread
 
@@ -17,17 +16,6 @@ from solo_minent.zoo.index import adding, read_index
 
 RECORDS = ["config.yaml", "environment.json", "log.csv", "results.json"]
 LOCAL = ["data.num_workers=0", "accelerator=cpu"]
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the finished run, to be spoilt."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def zoo(write_zoo):
-    return write_zoo()
 
 
 def files(folder):

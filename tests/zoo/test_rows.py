@@ -2,23 +2,11 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
 from solo_minent.zoo.index import read_index
 from solo_minent.zoo.rows import read_rows
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the finished run, to be spoilt."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def zoo(write_zoo):
-    return write_zoo()
 
 
 def files(folder):
