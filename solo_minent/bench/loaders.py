@@ -176,11 +176,13 @@ def _row(name: str, m: Measurement, views: int, first: float) -> dict[str, Any]:
 
 
 def _default_formats(config: RunConfig) -> list[str]:
+    from solo_minent.host.shared import PIXEL_SETS
+
     folder = config.data.dataset in FOLDER_SETS
     formats = ["image_folder", "dali" if folder else "device"]
-    if config.data.dataset == "digits":  # solo-learn has none
+    if not folder and config.data.dataset not in PIXEL_SETS:
         return formats
-    for name in ("solo-learn", "solo-learn-dali") if folder else ("solo-learn",):
+    for name in PEERS if folder else ("solo-learn",):
         try:
             _with_format(config, name)
         except UserError as error:

@@ -58,6 +58,14 @@ def test_solo_learns_loaders_take_turns_with_ours(folder_run, monkeypatch):
     assert all(measured.milliseconds("grayscale") for measured in found.values())
 
 
+@pytest.mark.parametrize("dataset", ["digits", "stl10"])
+def test_sets_that_only_we_read_have_no_such_peer(dataset, tiny_run, capsys):
+    config = tiny_run("minent")
+    config.data.dataset = dataset
+    assert loaders._default_formats(config) == ["image_folder", "device"]
+    assert not capsys.readouterr().err
+
+
 def test_what_solo_learn_cannot_make_is_left_out_and_said(folder_run, monkeypatch, capsys):
     folder_run.augmentations[0]["rrc"] = {"interpolation": "bilinear"}
     assert loaders._default_formats(folder_run) == ["image_folder", "dali"]
